@@ -1,0 +1,98 @@
+"""The whole run as frozen, validated models: YAML in, dotted overrides, YAML out, JSON schema for forms.
+
+Defaults are the paper's (arXiv 2408.05088). Every mistake is reported in one sentence, before anything starts.
+"""
+
+from unic_core.config.base import (
+    Frozen,
+)
+from unic_core.config.data import (
+    AugmentConfig,
+    DataConfig,
+    DatasetConfig,
+    JitterConfig,
+    MixConfig,
+)
+from unic_core.config.models import (
+    LadderConfig,
+    LinearNormConfig,
+    MLPConfig,
+    ProjectorConfig,
+    StudentConfig,
+    TeacherConfig,
+    TokenLoss,
+    TransformerConfig,
+)
+from unic_core.config.objective import (
+    BalancerConfig,
+    BatchConfig,
+    EmaConfig,
+    EqualConfig,
+    FixedConfig,
+    FrozenConfig,
+    IdentityConfig,
+    LossConfig,
+    LossRankedConfig,
+    PhiSConfig,
+    StandardizerConfig,
+    UniformConfig,
+)
+from unic_core.config.run import (
+    RunConfig,
+)
+from unic_core.config.text import (
+    dump_config,
+    json_schema,
+    load_config,
+    parse_config,
+    parse_yaml,
+)
+from unic_core.config.training import (
+    ClusterConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    TrackingConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "BalancerConfig",
+    "BatchConfig",
+    "ClusterConfig",
+    "DataConfig",
+    "DatasetConfig",
+    "EmaConfig",
+    "EqualConfig",
+    "EvaluationConfig",
+    "FixedConfig",
+    "Frozen",
+    "FrozenConfig",
+    "IdentityConfig",
+    "JitterConfig",
+    "LadderConfig",
+    "LinearNormConfig",
+    "LossConfig",
+    "LossRankedConfig",
+    "MLPConfig",
+    "MixConfig",
+    "OptimizerConfig",
+    "PhiSConfig",
+    "ProbeConfig",
+    "ProjectorConfig",
+    "RunConfig",
+    "StandardizerConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TokenLoss",
+    "TrackingConfig",
+    "TrainingConfig",
+    "TransformerConfig",
+    "UniformConfig",
+    "dump_config",
+    "json_schema",
+    "load_config",
+    "parse_config",
+    "parse_yaml",
+]

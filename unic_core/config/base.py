@@ -1,0 +1,18 @@
+"""What all parts of the config share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+class Frozen(BaseModel):
+    """Unknown keys and wrong types are refused; nothing changes after validation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

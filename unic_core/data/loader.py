@@ -1,0 +1,312 @@
+"""Global training batches: the same images at the same step, whatever the world size, workers and restarts."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from unic_core.config import AugmentConfig, DataConfig
+from unic_core.data.dataset import ShardedDataset
+from unic_core.data.decode import BrokenImageError, decode
+from unic_core.data.geometry import Geometry, center, crop_and_flip, draw_geometry
+from unic_core.data.order import epoch_order, locate
+from unic_core.data.subset import Indices
+from unic_core.draw import Draw
+from unic_core.errors import UnicError
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+_PREFETCH = 4  # batches per worker
+_REPLACEMENTS = 8  # samples tried in place of an unreadable one
+
+
+class RawBatch(NamedTuple):
+    """This rank's part of one micro-batch, cropped and flipped.
+
+    images: uint8 [b, 3, S, S]. samples: int64 [b], global sample numbers, the counters of `Draw`.
+    micro: number of the micro-batch in the step. global_size: images of this micro-batch over all ranks.
+    """
+
+    images: Tensor
+    samples: Tensor
+    epoch: int
+    step: int
+    micro: int
+    global_size: int
+
+
+class _Request(NamedTuple):
+    """What a worker is asked to load."""
+
+    step: int
+    micro: int
+    epoch: int
+    samples: Indices
+    global_size: int
+
+
+class _Broken(NamedTuple):
+    sample: int
+    key: str
+    reason: str
+
+
+class _Answer(NamedTuple):
+    """A worker's reply; errors travel as text, because an exception would arrive wrapped in its traceback."""
+
+    batch: RawBatch | None
+    broken: list[_Broken]
+    error: str | None
+
+
+class TrainLoader:
+    """Endless training batches of one rank, from `start_step` on.
+
+    A (micro-)batch is a slice of the epoch's global order; every rank takes its contiguous part of it, parts
+    differing by at most one image. The last, incomplete batch of an epoch is dropped. `data.max_broken`
+    limits the unreadable images that one process meets in an epoch; each is replaced by another of its data set.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[ShardedDataset],
+        config: DataConfig,
+        image_size: int,
+        seed: int,
+        batch: int,
+        micro_batches: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+    ) -> None:
+        """`datasets` are those of `config.train`, in its order; `batch` counts the images of a step on all ranks.
+
+        Raises:
+            UnicError: an epoch has fewer images than a batch.
+        """
+        self._config, self._seed = config, seed
+        self._sizes = [len(dataset) for dataset in datasets]
+        self._plan = _Plan(self._sizes, config, seed, batch, micro_batches, rank, world, start_step)
+        self._images = _TrainImages(datasets, config.augment, image_size, seed)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Complete batches in an epoch."""
+        return self._plan.steps_per_epoch
+
+    def __iter__(self) -> Iterator[RawBatch]:
+        """Batches without end; workers live as long as the iterator and end with it.
+
+        Raises:
+            UnicError: too many unreadable images in an epoch, a damaged shard, or a worker that was killed.
+        """
+        answers = iter(
+            DataLoader(
+                self._images,
+                batch_size=None,
+                sampler=self._plan,
+                num_workers=self._config.workers,
+                worker_init_fn=_ignore_interrupts,
+                prefetch_factor=_PREFETCH if self._config.workers else None,
+                pin_memory=torch.cuda.is_available(),
+            )
+        )
+        counter = _BrokenCounter(self._config.max_broken)
+        try:
+            while True:
+                answer = _next(answers)
+                if answer.error is not None or answer.batch is None:
+                    raise UnicError(answer.error or "a data worker answered without a batch; start the run again")
+                counter.count(answer.batch.epoch, answer.broken)
+                yield answer.batch
+        finally:
+            del answers  # the last reference: ends the workers
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; the training process alone answers it, and ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _next(answers: Iterator[T]) -> T:
+    try:
+        return next(answers)
+    except (RuntimeError, OSError, EOFError) as error:  # the last two: it was killed while handing over a batch
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise UnicError(
+            "a data worker was killed, most likely for lack of memory or shared memory; "
+            "lower data.workers, or give the pod more memory and a larger /dev/shm"
+        ) from error
+
+
+class _BrokenCounter:
+    """Unreadable images of the current epoch in this process."""
+
+    def __init__(self, allowed: int) -> None:
+        self._allowed, self._epoch = allowed, -1
+        self._keys: dict[int, str] = {}
+
+    def count(self, epoch: int, broken: Sequence[_Broken]) -> None:
+        if epoch != self._epoch:
+            self._epoch, self._keys = epoch, {}
+        for image in broken:
+            self._keys[image.sample] = image.key
+            _log.warning("epoch %d: %s is unreadable (%s) and was replaced", epoch, image.key, image.reason)
+        if len(self._keys) > self._allowed:
+            first = ", ".join(list(self._keys.values())[:5])
+            raise UnicError(
+                f"epoch {epoch} met more unreadable images than data.max_broken = {self._allowed}: {first}; "
+                "prepare the data set again or raise data.max_broken"
+            )
+
+
+class _Plan(Sampler[_Request]):
+    """The requests of one rank: a pure function of the step."""
+
+    def __init__(
+        self, sizes: list[int], config: DataConfig, seed: int, batch: int, micro: int, rank: int, world: int, start: int
+    ) -> None:
+        if len(sizes) != len(config.train):
+            raise UnicError(
+                f"data.train names {len(config.train)} data sets, {len(sizes)} were opened; open each of them"
+            )
+        self._sizes, self._weights = sizes, [mix.weight for mix in config.train]
+        self._config, self._seed, self._batch, self._start = config, seed, batch, start
+        self._micro, self._rank, self._world = micro, rank, world
+        images = len(self._order(0))
+        if images < batch:
+            raise UnicError(
+                f"an epoch has {images} images, fewer than one batch of {batch}; "
+                "lower training.batch, add images or raise the weights in data.train"
+            )
+        self.steps_per_epoch = images // batch
+
+    def _order(self, epoch: int) -> Indices:
+        return epoch_order(
+            self._sizes, self._weights, self._seed, epoch, chunk=self._config.chunk, window=self._config.window
+        )
+
+    def __iter__(self) -> Iterator[_Request]:
+        step = self._start
+        while True:
+            epoch = step // self.steps_per_epoch
+            order = self._order(epoch)
+            while step // self.steps_per_epoch == epoch:
+                begin = (step % self.steps_per_epoch) * self._batch
+                micro_batches = np.array_split(order[begin : begin + self._batch], self._micro)
+                for micro, samples in enumerate(micro_batches):
+                    mine = np.array_split(samples, self._world)[self._rank]
+                    yield _Request(step, micro, epoch, mine, len(samples))
+                step += 1
+
+
+class _TrainImages(Dataset[_Answer]):
+    """Loads requests; lives in the workers."""
+
+    def __init__(self, datasets: Sequence[ShardedDataset], config: AugmentConfig, image_size: int, seed: int) -> None:
+        self._datasets, self._config, self._image_size, self._seed = datasets, config, image_size, seed
+        self._sizes = [len(dataset) for dataset in datasets]
+
+    def __getitem__(self, request: _Request) -> _Answer:
+        try:
+            batch, broken = self._load(request)
+        except UnicError as error:
+            return _Answer(None, [], str(error))
+        except OSError as error:
+            return _Answer(None, [], f"cannot read training images: {error}; check the disk and start again")
+        return _Answer(batch, broken, None)
+
+    def _load(self, request: _Request) -> tuple[RawBatch, list[_Broken]]:
+        samples = torch.from_numpy(request.samples)
+        draw = Draw(self._seed, request.epoch, samples)
+        images = torch.empty(len(samples), 3, self._image_size, self._image_size, dtype=torch.uint8)
+        broken: list[_Broken] = []
+        numbers, indices = locate(request.samples, self._sizes)
+        for i, geometry in enumerate(draw_geometry(draw)):
+            dataset, index = self._datasets[int(numbers[i])], int(indices[i])
+            try:
+                images[i] = self._view(dataset, index, geometry)
+            except BrokenImageError as error:
+                broken.append(_Broken(int(samples[i]), f"{dataset.uri}/{dataset.key(index)}", str(error)))
+                candidates = Draw(self._seed, request.epoch, samples[i : i + 1]).uniform("replace", _REPLACEMENTS)
+                images[i] = self._replacement(dataset, candidates[0].tolist(), geometry)
+        return RawBatch(images, samples, request.epoch, request.step, request.micro, request.global_size), broken
+
+    def _view(self, dataset: ShardedDataset, index: int, geometry: Geometry) -> Tensor:
+        return crop_and_flip(decode(dataset.read(index)), self._image_size, self._config, geometry)
+
+    def _replacement(self, dataset: ShardedDataset, uniform: list[float], geometry: Geometry) -> Tensor:
+        """The first readable of some samples chosen by the draw."""
+        for u in uniform:
+            try:
+                return self._view(dataset, int(u * len(dataset)), geometry)
+            except BrokenImageError:
+                continue
+        raise UnicError(
+            f"{dataset.uri} is mostly unreadable: {len(uniform)} random images in a row are broken; prepare it again"
+        )
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def eval_batches(
+    dataset: ShardedDataset, image_size: int, batch: int, workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images in order: (uint8 [b, 3, S, S], labels int64 [b]); short side resized, center crop (section 1.7).
+
+    Raises:
+        UnicError: an image or a shard is unreadable.
+    """
+    answers = iter(
+        DataLoader(
+            _EvalImages(dataset, image_size, batch),
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=_ignore_interrupts,
+            prefetch_factor=2 if workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+    )
+    try:
+        for _ in range(math.ceil(len(dataset) / batch)):
+            images, labels, error = _next(answers)
+            if error is not None:
+                raise UnicError(error)
+            yield images, labels
+    finally:
+        del answers
+
+
+class _EvalImages(Dataset[tuple[Tensor, Tensor, str | None]]):
+    """Batch number to batch."""
+
+    def __init__(self, dataset: ShardedDataset, image_size: int, batch: int) -> None:
+        self._dataset, self._image_size, self._batch = dataset, image_size, batch
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._dataset) / self._batch)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, str | None]:
+        begin = number * self._batch
+        labels = torch.from_numpy(self._dataset.labels[begin : begin + self._batch].copy())
+        images = torch.empty(len(labels), 3, self._image_size, self._image_size, dtype=torch.uint8)
+        for i in range(len(labels)):
+            try:
+                images[i] = center(decode(self._dataset.read(begin + i)), self._image_size)
+            except BrokenImageError as error:
+                return images, labels, f"{self._dataset.uri}/{self._dataset.key(begin + i)} is unreadable: {error}"
+            except (UnicError, OSError) as error:
+                return images, labels, str(error)
+        return images, labels, None

@@ -1,0 +1,133 @@
+"""The shard format: plain WebDataset tars with an index, reproducible to the byte.
+
+`<split>-00000.tar` holds `<key>.<ext>` and, with a label, `<key>.cls`; `<split>-00000.npy` is int64 [n, 3]:
+offset of the image in the tar, its length in bytes, label (-1 without one). Tars carry no time and no owner.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unic_core.errors import UnicError
+
+BLOCK = 512  # of a tar: every header and every file starts at a multiple
+FORMAT = 1  # of dataset.json and the shards
+INFO_NAME = "dataset.json"
+
+
+class Sample(NamedTuple):
+    """An encoded image on its way into a shard."""
+
+    key: str
+    extension: str
+    data: bytes
+    label: int
+
+
+class Skipped(NamedTuple):
+    """A source image that could not be read, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard as dataset.json lists it; `bytes` and `sha256` are those of the tar."""
+
+    name: str
+    count: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A finished shard: how many source images it used up, and which of them were skipped."""
+
+    shard: ShardInfo
+    consumed: int
+    skipped: tuple[Skipped, ...]
+
+    def dump(self) -> bytes:
+        """JSON of the record."""
+        return json.dumps(asdict(self)).encode()
+
+    @staticmethod
+    def parse(data: bytes) -> ShardRecord:
+        """The record that `dump` wrote."""
+        record = json.loads(data)
+        skipped = tuple(Skipped(*row) for row in record["skipped"])
+        return ShardRecord(ShardInfo(**record["shard"]), record["consumed"], skipped)
+
+
+class ShardWriter:
+    """Writes one tar to a local file and collects its index."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: BinaryIO = path.open("wb")
+        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
+        self._rows: list[tuple[int, int, int]] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._tar.offset
+
+    @property
+    def count(self) -> int:
+        """Images written so far."""
+        return len(self._rows)
+
+    def add(self, sample: Sample) -> None:
+        """Append one image and its label."""
+        offset = self._add_file(f"{sample.key}.{sample.extension}", sample.data)
+        if sample.label >= 0:
+            self._add_file(f"{sample.key}.cls", str(sample.label).encode())
+        self._rows.append((offset, len(sample.data), sample.label))
+
+    def close(self) -> NDArray[np.int64]:
+        """Finish the tar; returns the index [n, 3]."""
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return np.array(self._rows, dtype=np.int64).reshape(-1, 3)
+
+    def abort(self) -> None:
+        """Close the file without finishing it."""
+        self._file.close()
+
+    def _add_file(self, name: str, data: bytes) -> int:
+        info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, names empty
+        info.size = len(data)
+        self._tar.addfile(info, io.BytesIO(data))
+        return self._tar.offset - -(-len(data) // BLOCK) * BLOCK
+
+
+def index_bytes(index: NDArray[np.int64]) -> bytes:
+    """The index as a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, index, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def parse_index(data: bytes, where: str) -> NDArray[np.int64]:
+    """The index [n, 3] of a .npy file; UnicError when it is none."""
+    try:
+        index: NDArray[np.int64] = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UnicError(f"{where} is no shard index ({error}); prepare the data set again") from None
+    if index.ndim != 2 or index.shape[1] != 3 or index.dtype != np.int64:
+        raise UnicError(f"{where} is no shard index of shape [n, 3]; prepare the data set again")
+    return index

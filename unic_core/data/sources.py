@@ -1,0 +1,33 @@
+"""Where images come from: `folder:`, `list:`, `wds:`, `idx:`, `torchvision:` and `sklearn:`, each with a place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from unic_core.data.arrays import digits_source, idx_source, torchvision_source
+from unic_core.data.folders import folder_source, list_source
+from unic_core.data.listing import Source
+from unic_core.data.webdataset import webdataset_source
+from unic_core.errors import UnicError
+
+
+def open_source(source: str, scratch: Path) -> Source:
+    """The listing of `kind:place`; `scratch` is a directory for files that must be fetched whole.
+
+    Raises:
+        UnicError: there is nothing at the place, or it can't be understood.
+    """
+    kinds: dict[str, Callable[[str], Source]] = {
+        "folder": folder_source,
+        "list": list_source,
+        "wds": partial(webdataset_source, scratch=scratch),
+        "idx": idx_source,
+        "torchvision": torchvision_source,
+        "sklearn": digits_source,
+    }
+    kind, _, place = source.partition(":")
+    if kind not in kinds:
+        raise UnicError(f"unknown source {source!r}; start it with one of {', '.join(sorted(kinds))}")
+    return kinds[kind](place)

@@ -1,0 +1,50 @@
+"""The few collectives the method needs; without a process group each is the single-process case."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def _grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if _grouped() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if _grouped() else 0
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """Elementwise sum over all processes as a new tensor, without gradient."""
+    total = tensor.detach().clone(memory_format=torch.contiguous_format)
+    if _grouped():
+        dist.all_reduce(total)
+    return total
+
+
+def all_gather_stack(tensor: Tensor) -> Tensor:
+    """The tensors [...] of all processes, stacked in order of rank: [W, ...], without gradient.
+
+    Shapes and dtypes must agree between the processes.
+    """
+    own = tensor.detach().contiguous()
+    if not _grouped():
+        return own[None].clone()
+    gathered = own.new_empty((world_size(), *own.shape))
+    dist.all_gather_into_tensor(gathered.view(-1), own.view(-1))
+    return gathered
+
+
+def broadcast(tensor: Tensor) -> Tensor:
+    """The tensor of rank 0 in every process, as a new tensor."""
+    own = tensor.detach().clone(memory_format=torch.contiguous_format)
+    if _grouped():
+        dist.broadcast(own, src=0)
+    return own

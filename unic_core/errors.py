@@ -1,0 +1,10 @@
+"""The one error a user is meant to read."""
+
+from __future__ import annotations
+
+
+class UnicError(Exception):
+    """Something the user can put right: one sentence that says what is wrong, where, and what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """

@@ -1,0 +1,69 @@
+"""One measured number with everything needed to trust it, as a line of JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from unic_core.errors import UnicError
+
+Role = Literal["student", "teacher", "random"]
+Protocol = Literal["logreg", "knn"]
+Group = Literal["transfer", "shift"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ResultRow(BaseModel):
+    """One model on one data set under one protocol: either measured values or an error, never both.
+
+    Accuracies are shares in [0, 1] of the test images; the interval is a 95 % bootstrap over them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(min_length=1, description="display name")
+    role: Role
+    dataset: str = Field(min_length=1)
+    group: Group = "transfer"
+    protocol: Protocol
+    top1: Share | None = None
+    ci_low: Share | None = None
+    ci_high: Share | None = None
+    mean_class_accuracy: Share | None = None
+    n_train: int = Field(0, ge=0)
+    n_test: int = Field(0, ge=0)
+    hyper: dict[str, float] = Field({}, description="chosen hyper-parameters, and what they were chosen by")
+    seconds: float = Field(0.0, ge=0, description="for classifier and scoring, without the features")
+    sha256: str = Field("", description="of the model's weights")
+    dataset_fingerprint: str = ""
+    versions: dict[str, str] = {}
+    error: str | None = None
+
+    @model_validator(mode="after")
+    def _measured_or_failed(self) -> Self:
+        values = (self.top1, self.ci_low, self.ci_high, self.mean_class_accuracy)
+        if self.error is None and None in values:
+            raise ValueError("a row without error needs top1, ci_low, ci_high and mean_class_accuracy")
+        if self.error is not None and any(value is not None for value in values):
+            raise ValueError("a row with an error carries no accuracies")
+        return self
+
+
+def dump_rows(rows: Iterable[ResultRow]) -> str:
+    """Rows as a JSON array, one row per line."""
+    return "[\n" + ",\n".join(row.model_dump_json() for row in rows) + "\n]\n"
+
+
+def load_rows(text: str | bytes, where: str) -> list[ResultRow]:
+    """Rows of a JSON array; UnicError names `where` and the first thing that is wrong."""
+    try:
+        return [ResultRow.model_validate(item) for item in json.loads(text)]
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "a row"
+        raise UnicError(f"{where} holds no result rows: {key}: {first['msg']}; evaluate again") from None
+    except (ValueError, TypeError):
+        raise UnicError(f"{where} is not a JSON array of result rows; evaluate again") from None

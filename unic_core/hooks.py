@@ -1,0 +1,142 @@
+"""What hangs on the loop: metrics and checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from unic_core.checkpoint import CheckpointWriter, snapshot
+from unic_core.distributed import all_sum, rank, world_size
+from unic_core.errors import UnicError
+from unic_core.history import History, Record
+from unic_core.optim import Schedule
+from unic_core.task import DistillationModel, DistillationTask, LossReport
+from unic_core.train import TrainState
+
+T = TypeVar("T")
+
+
+class Stopwatch:
+    """Iterates over `items` and measures how long the consumer had to wait for them, in seconds."""
+
+    def __init__(self) -> None:
+        self.waited = 0.0
+
+    def watch(self, items: Iterable[T]) -> Iterator[T]:
+        iterator = iter(items)
+        while True:
+            begin = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - begin
+            yield item
+
+
+class MetricsHook:
+    """Sums losses on the device and fetches them every `every` steps as one stacked tensor.
+
+    `emit(step, record)` is called on process 0 with: `loss`, `loss/<teacher>`, `loss/<teacher>/<kind>`,
+    `kept/<teacher>` (share of images whose loss counted), `lr`, `progress` (share of the steps), `images_per_s`,
+    `data_wait` (share of the time).
+
+    A loss that is not finite raises UnicError in every process at the next fetch.
+    """
+
+    def __init__(
+        self,
+        task: DistillationTask,
+        schedule: Schedule,
+        batch: int,
+        every: int,
+        emit: Callable[[int, Record], None],
+        stopwatch: Stopwatch,
+    ) -> None:
+        self.schedule = schedule
+        self.batch = batch
+        self.every = every
+        self.emit = emit
+        self.stopwatch = stopwatch
+        self.names = ["loss"]
+        for teacher, kinds in zip(task.teachers, task.losses, strict=True):
+            self.names += [f"loss/{teacher.name}", f"kept/{teacher.name}"]
+            self.names += [f"loss/{teacher.name}/{kind}" for kind in kinds]
+        self.kinds = [tuple(kinds) for kinds in task.losses]
+        self._sum: Tensor | None = None
+        self._steps = 0
+        self._begin = time.perf_counter()
+
+    def after_step(self, state: TrainState, reports: Sequence[LossReport]) -> None:
+        values = torch.stack([self._values(report) for report in reports]).mean(0)
+        self._sum = values if self._sum is None else self._sum + values
+        self._steps += 1
+        if state.step % self.every == 0 or state.step == self.schedule.total:
+            self.flush(state)
+
+    def flush(self, state: TrainState) -> None:
+        """Fetch, check and emit what has been summed since the last time. A collective: call it in all processes."""
+        if self._sum is None:
+            return
+        means = (all_sum(self._sum) / (self._steps * world_size())).tolist()
+        seconds = time.perf_counter() - self._begin
+        record = dict(zip(self.names, means, strict=True))
+        if not math.isfinite(record["loss"]):
+            raise UnicError(
+                f"the loss is {record['loss']} between steps {state.step - self._steps + 1} and {state.step}; lower "
+                "optimizer.lr or set training.precision to bf16 or fp32, and start again from the last checkpoint"
+            )
+        record["lr"] = self.schedule.lr(state.step - 1)
+        record["progress"] = state.step / self.schedule.total
+        record["images_per_s"] = self._steps * self.batch / seconds
+        record["data_wait"] = min(1.0, self.stopwatch.waited / seconds)
+        self._sum, self._steps, self.stopwatch.waited = None, 0, 0.0
+        self._begin = time.perf_counter()
+        if rank() == 0:
+            self.emit(state.step, record)
+
+    def _values(self, report: LossReport) -> Tensor:
+        """One row of numbers per micro-batch, in the order of `names`; nothing leaves the device."""
+        images = report.per_image.shape[1]
+        values = [report.loss.detach()]
+        for t, kinds in enumerate(self.kinds):
+            values += [report.per_image[t].sum() / images, (report.kept[t] > 0).sum() / images]
+            values += [report.tokens[kind][t].sum() / images for kind in kinds]
+        return torch.stack([value.float() for value in values])
+
+
+class CheckpointHook:
+    """Every `every` steps and at the end: a snapshot, written in the background by process 0."""
+
+    def __init__(
+        self,
+        model: DistillationModel,
+        task: DistillationTask,
+        optimizer: torch.optim.Optimizer,
+        metrics: MetricsHook,
+        history: History,
+        writer: CheckpointWriter,
+        state: dict[str, Any],
+        every: int,
+    ) -> None:
+        self.model = model
+        self.task = task
+        self.optimizer = optimizer
+        self.metrics = metrics
+        self.history = history
+        self.writer = writer
+        self.state = state
+        self.every = every
+
+    def after_step(self, state: TrainState, reports: Sequence[LossReport]) -> None:
+        if state.step % self.every and state.step != self.metrics.schedule.total:
+            return
+        self.metrics.flush(state)  # a state with a non-finite loss never becomes a checkpoint
+        if rank() == 0:
+            self.history.save()
+            self.writer.save(state.step, snapshot(self.model, self.optimizer, self.task.standardizer), self.state)

@@ -1,0 +1,127 @@
+"""One process of a distillation run, from config to student: builds the parts, resumes, trains, saves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from unic_core.checkpoint import CheckpointWriter, Loaded, check_same_run, load_checkpoint, load_newest, restore
+from unic_core.config import RunConfig
+from unic_core.cost import cost_table, render_cost
+from unic_core.data.augment import DeviceAugment
+from unic_core.data.dataset import ShardedDataset
+from unic_core.data.loader import TrainLoader
+from unic_core.distributed import all_sum, rank, world_size
+from unic_core.errors import UnicError
+from unic_core.export import save_student
+from unic_core.history import History, Record
+from unic_core.hooks import CheckpointHook, MetricsHook, Stopwatch
+from unic_core.optim import Schedule, build_optimizer, build_schedule
+from unic_core.provenance import versions
+from unic_core.storage import open_store
+from unic_core.task import DistillationModel, build_task
+from unic_core.train import TrainState, device_batches, train
+
+
+def training_sets(config: RunConfig, datasets: dict[str, str], cache: Path | None) -> list[ShardedDataset]:
+    """The prepared data sets of `config.data.train`; each is named by a key of `datasets` or by its URI."""
+    sets = []
+    for mix in config.data.train:
+        uri = datasets.get(mix.dataset, mix.dataset)
+        if uri == mix.dataset and "/" not in uri:
+            raise UnicError(
+                f"data.train names {uri!r}, which is not prepared; add it to datasets and run `unic prepare`, "
+                "or give the URI of a prepared data set"
+            )
+        sets.append(ShardedDataset(uri, mix.split, cache, config.data.cache_bytes))
+    return sets
+
+
+def run_session(
+    config: RunConfig,
+    datasets: dict[str, str],
+    run: str,
+    device: torch.device,
+    emit: Callable[[int, Record], None],
+    say: Callable[[str], None],
+) -> TrainState:
+    """Train (or continue) the run stored at the URI `run`, in this process of the process group.
+
+    Args:
+        datasets: URI of every prepared data set by name.
+        emit: called in process 0 with the metrics of a step.
+        say: called in process 0 with lines for people.
+
+    Raises:
+        UnicError: whatever the user can put right; raised in every process.
+    """
+    store = open_store(run)
+    cache = Path(config.data.cache) if config.data.cache else None
+    sets = training_sets(config, datasets, cache)
+    task = build_task(config, device, cache)
+    model = task.model
+    assert isinstance(model, DistillationModel)  # noqa: S101 (not wrapped yet)
+    optimizer = build_optimizer(model, config.optimizer)
+    teachers = [teacher.manifest() for teacher in task.teachers]
+    data = [{"fingerprint": s.fingerprint, "split": m.split} for s, m in zip(sets, config.data.train, strict=True)]
+    step = 0
+    loaded = _load_same(run, device)
+    if loaded is not None:
+        check_same_run(loaded.state, config, teachers, data)
+        restore(loaded, model, optimizer, task.standardizer)
+        step = loaded.state["step"]
+    elif rank() == 0:
+        say(render_cost(cost_table(model.student, model.projectors, {t.name: t for t in task.teachers})))
+
+    training = config.training
+    loader = TrainLoader(sets, config.data, config.student.image_size, config.seed, training.batch,
+                         training.accumulate, rank(), world_size(), step)  # fmt: skip
+    schedule = build_schedule(config, loader.steps_per_epoch)
+    if rank() == 0:
+        say(_plan(config, schedule, loader.steps_per_epoch, step))
+    if step < schedule.total:
+        about = {"config": config.model_dump(mode="json"), "teachers": teachers, "data": data, "versions": versions()}
+        history = History(store, step)
+        stopwatch = Stopwatch()
+
+        def record(step: int, values: Record) -> None:
+            history.add(step, values)
+            emit(step, values)
+
+        metrics = MetricsHook(task, schedule, training.batch, training.log_every, record, stopwatch)
+        writer = CheckpointWriter(store, training.keep_last, training.keep_every)
+        save = CheckpointHook(model, task, optimizer, metrics, history, writer, about, training.checkpoint_every)
+        if world_size() > 1:
+            task.model = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        batches = stopwatch.watch(device_batches(loader, DeviceAugment(config.data.augment), config, device))
+        scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
+        with closing(writer):
+            train(task, batches, optimizer, schedule, scaler, [metrics, save], TrainState(step),
+                  lambda s: s.step >= schedule.total, training.precision, config.optimizer.clip_norm)  # fmt: skip
+    if rank() == 0:
+        save_student(model.student, config, store.child("student"), teachers)
+    return TrainState(schedule.total)
+
+
+def _load_same(run: str, device: torch.device) -> Loaded | None:
+    """The newest valid checkpoint, the same one in all processes: process 0 chooses."""
+    store = open_store(run)
+    loaded = load_newest(store) if rank() == 0 else None
+    step = int(all_sum(torch.tensor([loaded.state["step"] if loaded else 0], device=device)).item())
+    if step and loaded is None:
+        loaded = load_checkpoint(store, step)
+    return loaded
+
+
+def _plan(config: RunConfig, schedule: Schedule, steps_per_epoch: int, step: int) -> str:
+    """One line on what is about to happen."""
+    begin = f"continuing at step {step:,} of" if step else "training"
+    epochs = schedule.total / steps_per_epoch
+    return (
+        f"{begin} {schedule.total:,} steps ({epochs:.1f} epochs), {config.training.batch} images a step "
+        f"in {world_size()} process(es), peak learning rate {schedule.peak:.2g}"
+    )

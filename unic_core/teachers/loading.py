@@ -1,0 +1,128 @@
+"""From a teacher's config to a loaded, frozen teacher."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from unic_core.config import TeacherConfig
+from unic_core.errors import UnicError
+from unic_core.student import resize_position_embedding
+from unic_core.teachers.converters import check_fit, convert
+from unic_core.teachers.folding import fold_batch_norms
+from unic_core.teachers.registry import TeacherSpec, resolve
+from unic_core.teachers.teacher import Teacher
+from unic_core.teachers.weights import fetch, read_checkpoint, tensors_sha256, verify
+
+
+def load_teacher(
+    config: TeacherConfig,
+    grid: tuple[int, int] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    cache: Path | None = None,
+    fold: bool = True,
+) -> Teacher:
+    """The teacher that `config` names, frozen, on `device`, computing in `dtype`.
+
+    Args:
+        grid: (h, w) of the student's patch tokens, to which the teacher's are resized; None leaves them.
+        cache: directory for weights that are fetched.
+        fold: fold batch norms into the convolutions before them; the features stay the same.
+
+    Raises:
+        UnicError: unknown teacher, weights that can't be had or don't fit, tokens that it doesn't have.
+    """
+    spec = resolve(config)
+    if grid is not None and grid[0] != grid[1]:
+        raise UnicError(f"the student's grid is {grid[0]} x {grid[1]}, but teachers see square images; make it square")
+    with torch.random.fork_rng(devices=[]):  # building a model draws numbers; the run's own must not depend on it
+        model, sha256 = _load_model(spec, cache)
+        _resize(model, spec)
+    if fold:
+        size = spec.image_size
+        images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+        model = fold_batch_norms(model.eval(), images)
+    model.to(device, dtype)
+    return Teacher(name=config.name, model=model, spec=spec, tokens=config.tokens, grid=grid, sha256=sha256)
+
+
+def check_weights(config: TeacherConfig, cache: Path | None = None) -> None:
+    """Is the teacher known, and its file there with the right checksum? UnicError if not. Nothing is built."""
+    spec = resolve(config)
+    if spec.source != "timm" and not spec.source.startswith("random://"):
+        verify(fetch(spec.source, spec.sha256, cache), spec.sha256, spec.source)
+
+
+def _load_model(spec: TeacherSpec, cache: Path | None) -> tuple[Any, str]:
+    """The model at its native resolution, and the checksum of its weights."""
+    if spec.source == "timm":
+        model = _download(spec, cache)
+        return model, tensors_sha256(model.state_dict())
+    if spec.source.startswith("random://"):
+        torch.manual_seed(_seed(spec.source))
+        model = _create(spec)
+        return model, tensors_sha256(model.state_dict())
+    path = fetch(spec.source, spec.sha256, cache)
+    sha256 = verify(path, spec.sha256, spec.source)
+    model = _create(spec)
+    _fill(model, read_checkpoint(path), spec)
+    return model, sha256
+
+
+def _create(spec: TeacherSpec, **kwargs: Any) -> Any:
+    """The architecture at its native resolution, without a classifier."""
+    return timm.create_model(spec.model, num_classes=0, **spec.model_args, **kwargs)
+
+
+def _download(spec: TeacherSpec, cache: Path | None) -> Any:
+    try:
+        return _create(spec, pretrained=True, cache_dir=cache)
+    except (OSError, RuntimeError, ValueError) as error:  # the errors of huggingface_hub and urllib are OSErrors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnicError(
+            f"timm can't get the weights of {spec.model} ({reason}); check the network, or set `weights` to a file"
+        ) from None
+
+
+def _fill(model: Any, checkpoint: Any, spec: TeacherSpec) -> None:
+    """Load a checkpoint file's content; every key and shape must fit, but for the classifier."""
+    own = model.state_dict()
+    try:
+        state = convert(spec.converter, checkpoint, own)
+    except UnicError as error:
+        raise UnicError(f"{spec.source}: {error}") from None
+    names = model.pretrained_cfg.get("classifier") or ()
+    classifier = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+    state = {key: value for key, value in state.items() if key in own or not key.startswith(classifier)}
+    check_fit(state, own, spec.source)
+    model.load_state_dict(state)
+
+
+def _resize(model: Any, spec: TeacherSpec) -> None:
+    """Bring the model from its native resolution to that of the spec. CNNs take any."""
+    if not hasattr(model, "set_input_size") or model.pretrained_cfg["input_size"][-1] == spec.image_size:
+        return
+    table, old = getattr(model, "pos_embed", None), model.patch_embed.grid_size
+    try:
+        model.set_input_size(img_size=(spec.image_size, spec.image_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UnicError(
+            f"teacher {spec.id} can't take images of {spec.image_size} px ({error}); change its image_size"
+        ) from None
+    if spec.position == "offset" and isinstance(table, Tensor):
+        prefix = table.shape[1] - math.prod(old)
+        resized = resize_position_embedding(table.detach(), old, model.patch_embed.grid_size, prefix)
+        model.pos_embed = nn.Parameter(resized)
+
+
+def _seed(source: str) -> int:
+    seed = source.removeprefix("random://")
+    if not seed.isdecimal():
+        raise UnicError(f"cannot read the weights {source!r}; write random://<seed> with a number")
+    return int(seed)

@@ -1,0 +1,350 @@
+"""The command line, `unic`. It parses, calls one function and shows the result; everything heavy is imported late.
+
+Exit codes: 0 done, 1 done but some results are missing, 2 something the user can put right, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unic_core import __version__
+from unic_core.errors import UnicError
+from workflows import console
+
+if TYPE_CHECKING:
+    from unic_core.config import RunConfig
+    from workflows.stack import Stack
+
+Command = Callable[..., Any]
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+DIRECTORY = click.Path(path_type=Path, file_okay=False)
+
+
+def main() -> None:
+    """Entry point: errors become one sentence, Ctrl-C leaves no process behind."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console.show_logs()
+    try:
+        code = unic.main(standalone_mode=False)
+    except UnicError as error:
+        click.echo(f"error: {error}", err=True)
+        code = 2
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        from workflows.processes import end_descendants
+
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        end_descendants()
+        click.echo("stopped; run the same command again to continue", err=True)
+        code = 130
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="unic")
+def unic() -> None:
+    """Distill one Vision Transformer from several frozen teachers.
+
+    CONFIG is the name of a recipe, a YAML file or the URI of one; key=value pairs after it change single keys, as in
+    `unic distill fashion_demo training.steps=100`.
+    """
+
+
+def _root(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    from unic_core.storage import open_store
+
+    return open_store(value).uri  # an unknown scheme is refused at once; a path becomes absolute
+
+
+root_option = click.option(
+    "--root",
+    envvar="UNIC_ROOT",
+    default="./.unic",
+    show_default=True,
+    callback=_root,
+    help="Where data sets and runs lie: a directory or s3://bucket/prefix. [env: UNIC_ROOT]",
+)
+
+
+probe_option = click.option(
+    "--probe", "probes", multiple=True, metavar="NAME", help="Only this data set; may be given repeatedly."
+)
+config_argument = click.argument("config")
+overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+
+
+def with_config(command: Command) -> Command:
+    """CONFIG [KEY=VALUE]... --root URI: `command` gets the validated config first."""
+
+    def call(config: str, overrides: tuple[str, ...], **options: Any) -> Any:
+        from unic_core.config import load_config
+
+        return command(load_config(config, overrides), **options)
+
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
+    return config_argument(overrides_argument(call))
+
+
+@unic.command()
+@click.option("--quick", is_flag=True, help="A short form: about three minutes instead of ten.")
+@click.option("--directory", type=DIRECTORY, default="./.unic/demo", show_default=True, help="Holds everything.")
+def demo(quick: bool, directory: Path) -> None:
+    """Run the whole chain on this machine.
+
+    Real images, two pretrained teachers, an S3 server, MLflow, and a report at the end.
+    """
+    from workflows.demo import run_demo
+
+    run_demo(quick, directory.absolute())
+
+
+@unic.command()
+@with_config
+@root_option
+def prepare(config: RunConfig, root: str) -> None:
+    """Make the data sets of CONFIG.
+
+    Does nothing where nothing changed.
+    """
+    console.table(("data set", "uri"), list(_prepare(config, root).items()))
+
+
+@unic.command()
+@with_config
+@root_option
+def distill(config: RunConfig, root: str) -> None:
+    """Train the student, or continue where it stopped."""
+    from workflows import steps
+
+    steps.check(config)
+    datasets = _prepare(config, root)
+    with console.progress("steps") as progress:
+        metrics = console.training_progress(progress)
+        run = steps.distill(config, root, datasets, console.logger.info, metrics)
+    console.say(f"student: {run}/student")
+
+
+@unic.command()
+@with_config
+@root_option
+@probe_option
+def evaluate(config: RunConfig, root: str, probes: tuple[str, ...]) -> int:
+    """Probe student and teachers on each data set.
+
+    Exit code 1 when some results are missing; they are named.
+    """
+    from workflows import steps
+    from workflows.components import choose_probes
+
+    chosen = choose_probes(config, probes)
+    datasets, run = _prepare(config, root), steps.run_uri(config, root)
+    rows = [r for probe in chosen for r in steps.evaluate(config, root, probe, datasets, run, console.logger.info)]
+    return console.show_rows(rows)
+
+
+@unic.command()
+@with_config
+@root_option
+def report(config: RunConfig, root: str) -> None:
+    """Compare the student with its teachers.
+
+    Writes HTML, Markdown, pictures and CSV into the run.
+    """
+    from workflows import steps
+
+    run = steps.run_uri(config, root)
+    metrics = steps.report(config, run, console.say)
+    console.table(("metric", "value"), sorted(metrics.items()))
+    console.say(f"report: {run}/report/index.html")
+
+
+def _prepare(config: RunConfig, root: str) -> dict[str, str]:
+    from workflows import steps
+
+    with console.progress("images") as progress:
+        return steps.prepare(config, root, progress)
+
+
+@unic.group()
+def pipeline() -> None:
+    """The Kubeflow pipeline."""
+
+
+@pipeline.command("compile")
+@click.option("--output", type=FILE, required=True, help="The YAML file to write, ready for upload.")
+@click.option("--image", help="Default container image of the steps.")
+def pipeline_compile(output: Path, image: str | None) -> None:
+    """Write the pipeline as YAML for upload to Kubeflow."""
+    from workflows.pipeline import IMAGE, compile_pipeline
+
+    compile_pipeline(output, IMAGE if image is None else image)
+    console.say(f"wrote {output}")
+
+
+@pipeline.command("run")
+@config_argument
+@overrides_argument
+@root_option
+@probe_option
+def pipeline_run(config: str, overrides: tuple[str, ...], root: str, probes: tuple[str, ...]) -> int:
+    """Run the pipeline on this machine, each step in a process of its own."""
+    from unic_core.config import load_config
+    from unic_core.storage import open_store
+    from workflows import steps
+    from workflows.components import choose_probes
+    from workflows.local_pipeline import run_pipeline
+
+    resolved = load_config(config, overrides)
+    choose_probes(resolved, probes)
+    run_pipeline(config, overrides, root, probes=probes)
+    run = steps.run_uri(resolved, root)
+    console.say(f"report: {run}/report/index.html")
+    return console.show_rows(steps.read_rows(open_store(run)))
+
+
+@unic.command()
+def teachers() -> None:
+    """List the teachers, with license and size."""
+    from unic_core.teachers import REGISTRY
+
+    rows = [(s.id, s.model, s.license, s.parameters or "", s.gflops or "", s.image_size) for s in REGISTRY.values()]
+    console.table(("teacher", "timm model", "license", "M params", "GFLOPs", "pixels"), rows)
+
+
+@unic.command("import")
+@click.argument("path", type=FILE)
+@click.option("--output", required=True, help="Directory or URI for the student, projectors and standardizer.")
+def import_command(path: Path, output: str) -> None:
+    """Read a published UNIC checkpoint.
+
+    Writes its student, projectors and standardizer in this project's layout.
+    """
+    from unic_core.export import import_unic, write_imported
+    from unic_core.storage import open_store
+
+    write_imported(import_unic(path), open_store(output))
+    console.say(f"wrote {output}")
+
+
+@unic.command()
+@click.argument("student")
+@click.option("--format", "layout", type=click.Choice(["onnx", "timm"]), required=True)
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="ONNX file, or directory for timm.")
+def export(student: str, layout: str, output: Path) -> None:
+    """Export the STUDENT (its directory or URI) for use elsewhere."""
+    from unic_core import export as models
+    from unic_core.storage import open_store
+
+    if layout == "onnx":
+        difference = models.export_onnx(student, output)
+        console.say(f"largest difference from torch: {difference:.1e}")
+    else:
+        models.load_student(student)  # nothing is copied that could not be read
+        store = open_store(student)
+        for key in store.list():
+            store.download(key, output / key)
+    console.say(f"wrote {output}")
+
+
+@unic.group()
+def stack() -> None:
+    """An S3 server and MLflow on this machine."""
+
+
+stack_directory = click.option(
+    "--directory", type=DIRECTORY, default="./.unic/stack", show_default=True, help="Holds data, logs and keys."
+)
+
+
+@stack.command("up")
+@stack_directory
+def stack_up(directory: Path) -> None:
+    """Start both and leave them running.
+
+    Servers that AWS_ENDPOINT_URL_S3 or MLFLOW_TRACKING_URI name are used instead of own ones.
+    """
+    from workflows import stack as servers
+
+    console.show_stack(servers.start(directory))
+    console.say(f'to use it in this shell: eval "$(unic stack env --directory {shlex.quote(str(directory))})"')
+
+
+@stack.command("down")
+@stack_directory
+def stack_down(directory: Path) -> None:
+    """Stop both; what they store stays."""
+    from workflows import stack as servers
+
+    console.say(f"ended {servers.stop(directory)} process(es)")
+
+
+@stack.command("status")
+@stack_directory
+def stack_status(directory: Path) -> int:
+    """Show whether they run; exit code 1 when not."""
+    return console.show_stack(_started(directory))
+
+
+@stack.command("env")
+@stack_directory
+def stack_env(directory: Path) -> None:
+    """Print the variables that a shell needs, keys included."""
+    for name, value in _started(directory).environment().items():
+        console.say(f"export {name}={shlex.quote(value)}")
+
+
+def _started(directory: Path) -> Stack:
+    from workflows import stack as servers
+
+    found = servers.status(directory)
+    if found is None:
+        raise UnicError(f"no stack was started in {directory}; start one with `unic stack up`")
+    return found
+
+
+@unic.command()
+@click.argument("config", default="fashion_demo")
+@overrides_argument
+@root_option
+def doctor(config: str, overrides: tuple[str, ...], root: str) -> int:
+    """Check this machine and what CONFIG needs.
+
+    Exit code 2 when something required is broken.
+    """
+    from workflows.doctor import examine
+
+    return console.show_checks(examine(config, overrides, root))
+
+
+@unic.group()
+def config() -> None:
+    """Look at configs."""
+
+
+@config.command("show")
+@with_config
+def config_show(config: RunConfig) -> None:
+    """Print the complete config, defaults and overrides included."""
+    from unic_core.config import dump_config
+
+    console.say(dump_config(config).rstrip())
+
+
+@config.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of configs, for editors and forms."""
+    from unic_core.config import json_schema
+
+    console.say(json.dumps(json_schema(), indent=2))

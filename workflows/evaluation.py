@@ -1,0 +1,210 @@
+"""The evaluate step: the student, its teachers and a random student, probed by the same code on one data set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from unic_core.config import ProbeConfig, RunConfig, TeacherConfig
+from unic_core.data.dataset import ShardedDataset
+from unic_core.data.loader import eval_batches
+from unic_core.errors import UnicError
+from unic_core.evals.features import FeatureModel, FeatureSet, extract
+from unic_core.evals.probe import fit_probe
+from unic_core.evals.results import ResultRow, Role, dump_rows, load_rows
+from unic_core.export import read_student
+from unic_core.precision import DTYPES
+from unic_core.provenance import versions
+from unic_core.storage import Store, join, open_store
+from unic_core.student import Student
+from unic_core.teachers import load_teacher
+
+log = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to probe. `fixed` marks those whose results other runs can use again."""
+
+    name: str
+    role: Role
+    sha256: str
+    model: FeatureModel
+    image_size: int
+    fixed: bool
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """One test set, opened."""
+
+    config: ProbeConfig
+    test: ShardedDataset
+
+
+def evaluate_group(
+    config: RunConfig, root: str, group: str, datasets: dict[str, str], run: str, say: Say
+) -> list[ResultRow]:
+    """Classifiers are trained on the data set `group` and scored on every test set that uses it.
+
+    A model or test set that fails becomes rows with an error; the others go on.
+    """
+    probes = [probe for probe in config.evaluation.probes if (probe.train_on or probe.dataset) == group]
+    rows: list[ResultRow] = []
+    try:
+        train = _open(config, datasets, group, probes[0].train_split)
+        subjects = _subjects(config, run)
+    except Exception as error:
+        log.exception("%s cannot be probed", group)
+        return [row for probe in probes for row in _failed(config.name, "student", "", probe, error)]
+    for name, role, load in subjects:
+        sets: list[ProbeSet] = []
+        for probe in probes:
+            try:
+                sets.append(ProbeSet(probe, _open(config, datasets, probe.dataset, probe.test_split)))
+            except UnicError as error:
+                rows += _failed(name, role, "", probe, error)
+        try:
+            subject = load()
+            rows += _probe(config, root, subject, train, sets, say)
+        except Exception as error:  # whatever it is, it belongs into the report, and the next model goes on
+            log.exception("%s cannot be probed on %s", name, group)
+            rows += [row for item in sets for row in _failed(name, role, "", item.config, error)]
+    return rows
+
+
+def _probe(
+    config: RunConfig, root: str, subject: Subject, train: ShardedDataset, sets: Sequence[ProbeSet], say: Say
+) -> list[ResultRow]:
+    """All rows of one model: from the cache where it has them, else computed."""
+    cache = open_store(join(root, "cache", "rows"))
+    keys = {item.config.dataset: _cache_key(config, subject, train, item) for item in sets}
+    rows: list[ResultRow] = []
+    missing = []
+    for item in sets:
+        cached = _cached(cache, keys[item.config.dataset]) if subject.fixed else None
+        if cached is None:
+            missing.append(item)
+        else:
+            rows += [row.model_copy(update={"model": subject.name}) for row in cached]
+    if not missing:
+        say(f"{subject.name}: known from an earlier run")
+        return rows
+    say(f"{subject.name}: features of {len(train):,} training images of {train.name}")
+    fitted = fit_probe(_features(config, subject, train), config.evaluation, config.seed, _device())
+    for item in missing:
+        new = []
+        try:
+            for score in fitted.score(_features(config, subject, item.test)):
+                new.append(
+                    ResultRow(
+                        model=subject.name,
+                        role=subject.role,
+                        dataset=item.config.dataset,
+                        group=item.config.group,
+                        sha256=subject.sha256,
+                        dataset_fingerprint=item.test.fingerprint,
+                        versions=versions(),
+                        **asdict(score),
+                    )
+                )
+        except Exception as error:  # the other test sets go on
+            log.exception("%s cannot be probed on %s", subject.name, item.config.dataset)
+            rows += _failed(subject.name, subject.role, subject.sha256, item.config, error)
+            continue
+        if subject.fixed:
+            cache.put(keys[item.config.dataset], dump_rows(new).encode())
+        rows += new
+        scores = ", ".join(f"{row.protocol} {row.top1:.1%}" for row in new)
+        say(f"{subject.name} on {item.config.dataset}: {scores}")
+    return rows
+
+
+def _features(config: RunConfig, subject: Subject, dataset: ShardedDataset) -> FeatureSet:
+    evaluation = config.evaluation
+    batches = eval_batches(dataset, subject.image_size, evaluation.batch, config.data.workers)
+    return extract(subject.model, batches, evaluation.token, evaluation.precision, _device())
+
+
+def _subjects(config: RunConfig, run: str) -> Iterator[tuple[str, Role, Callable[[], Subject]]]:
+    """Name, role and a function that loads the model; one is in memory at a time."""
+    yield "student", "student", lambda: _student("student", "student", read_student(join(run, "student")))
+    if config.evaluation.random_student:
+        yield "random student", "random", lambda: _student("random student", "random", _random_student(config))
+    for teacher in config.teachers:
+        yield teacher.name, "teacher", partial(_teacher, teacher, DTYPES[config.evaluation.precision])
+
+
+def _student(name: str, role: Role, student: Student) -> Subject:
+    student = student.to(_device()).eval()
+    digest = hashlib.sha256()
+    for key, value in sorted(student.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return Subject(name, role, digest.hexdigest(), student.features, student.image_size, fixed=False)
+
+
+def _random_student(config: RunConfig) -> Student:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return Student(config.student.model_copy(update={"pretrained": False}))
+
+
+def _teacher(config: TeacherConfig, dtype: torch.dtype) -> Subject:
+    teacher = load_teacher(config, None, _device(), dtype)
+    return Subject(teacher.name, "teacher", teacher.sha256, teacher, teacher.spec.image_size, fixed=True)
+
+
+def _cache_key(config: RunConfig, subject: Subject, train: ShardedDataset, item: ProbeSet) -> str:
+    """What a result depends on; anything else about the run may differ."""
+    evaluation = config.evaluation.model_dump(mode="json", exclude={"probes", "random_student", "batch"})
+    parts = [subject.sha256, subject.image_size, train.fingerprint, item.config.train_split, item.test.fingerprint,
+             item.config.test_split, item.config.dataset, item.config.group, evaluation, config.seed]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest() + ".json"
+
+
+def _cached(cache: Store, key: str) -> list[ResultRow] | None:
+    try:
+        return load_rows(cache.get(key), f"{cache.uri}/{key}")
+    except FileNotFoundError:
+        return None
+
+
+def _open(config: RunConfig, datasets: dict[str, str], name: str, split: str) -> ShardedDataset:
+    uri = datasets.get(name, name)
+    if uri == name and "/" not in uri:
+        raise UnicError(
+            f"evaluation.probes names {name!r}, which is not prepared; add it to datasets or give the URI of a "
+            "prepared data set"
+        )
+    return ShardedDataset(uri, split, Path(config.data.cache) if config.data.cache else None, config.data.cache_bytes)
+
+
+def _failed(name: str, role: Role, sha256: str, probe: ProbeConfig, error: BaseException) -> list[ResultRow]:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = text if isinstance(error, UnicError) else f"{type(error).__name__}: {text}"
+    return [
+        ResultRow(
+            model=name,
+            role=role,
+            dataset=probe.dataset,
+            group=probe.group,
+            protocol=protocol,
+            sha256=sha256,
+            error=reason,
+        )
+        for protocol in ("logreg", "knn")
+    ]
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,168 @@
+"""The stages of a run as plain functions of (config, URIs). The command line, the pipeline's components and the
+tests all call these; nothing else does the work.
+
+    <root>/datasets/<name>/<fingerprint>/   prepared images
+    <root>/runs/<run>/checkpoints/          what training continues from
+    <root>/runs/<run>/student/              the student in timm's layout
+    <root>/runs/<run>/rows/<probe>.json     results of one data set, all models
+    <root>/runs/<run>/report/               index.html, report.md, pictures, rows
+    <root>/cache/rows/<key>.json            results of teachers, shared by all runs
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unic_core.config import RunConfig, dump_config
+from unic_core.errors import UnicError
+from unic_core.history import Record, read_history
+from unic_core.storage import Store, join, open_store
+
+if TYPE_CHECKING:  # `unic demo` and `unic pipeline run` only start these stages: they stay light
+    from unic_core.evals.results import ResultRow
+
+Progress = Callable[[str, int, int | None], None]
+Say = Callable[[str], None]
+
+
+def _quiet(*_: object) -> None:
+    """The default of every callback: say nothing."""
+
+
+def run_uri(config: RunConfig, root: str) -> str:
+    """Where everything of one run lies."""
+    return join(root, "runs", config.name)
+
+
+def prepare(config: RunConfig, root: str, progress: Progress = _quiet) -> dict[str, str]:
+    """Make every data set of `config.datasets` below `root`; returns their URIs by name. A repeat does nothing."""
+    from unic_core.data.prepare import prepare_dataset
+
+    return {d.name: prepare_dataset(d, root, partial(progress, d.name)) for d in config.datasets}
+
+
+def check(config: RunConfig) -> None:
+    """UnicError for what can be told of a config without data: its models and the teachers' files."""
+    from unic_core.task import check_models
+
+    check_models(config, Path(config.data.cache) if config.data.cache else None)
+
+
+def distill(
+    config: RunConfig,
+    root: str,
+    datasets: dict[str, str],
+    say: Say = _quiet,
+    emit: Callable[[int, Record], None] = _quiet,
+) -> str:
+    """Train the student, or continue where an earlier attempt ended; returns the URI of the run.
+
+    Raises:
+        UnicError: a data set, teacher or service is not as the config says. Found before training starts.
+    """
+    from unic_core.session import training_sets
+    from unic_core.teachers import resolve
+    from workflows import tracking
+    from workflows.ray_train import run_distillation
+
+    specs = [resolve(teacher) for teacher in config.teachers]
+    check(config)
+    sets = training_sets(config, datasets, Path(config.data.cache) if config.data.cache else None)
+    tracking.check_reachable()
+    for teacher, spec in zip(config.teachers, specs, strict=True):
+        say(f"teacher {teacher.name}: {spec.id}, license {spec.license}")
+    run = run_uri(config, root)
+    store = open_store(run)
+    text = dump_config(config).encode()
+    store.put("config.yaml", text)
+    parent = tracking.parent_run(config)
+    tracking.attach(parent).log_artifacts({"config.yaml": text})
+    with tracking.child_run(config, parent, "distill") as child:
+        for mix, dataset in zip(config.data.train, sets, strict=True):
+            child.log_dataset(mix.dataset, dataset.uri, mix.split, dataset.fingerprint, "training")
+        run_distillation(config, datasets, run, child.run_id, emit, say)
+        with tempfile.TemporaryDirectory() as directory:
+            for key in store.list("student/"):
+                store.download(key, Path(directory) / key.removeprefix("student/"))
+            tracking.log_student(parent, Path(directory), config)
+    return run
+
+
+def probe_groups(config: RunConfig) -> list[str]:
+    """The fan-out: each data set that classifiers are trained on, with all test sets that use them."""
+    if not config.evaluation.probes:
+        raise UnicError(f"config {config.name}: evaluation.probes is empty; name at least one data set to probe")
+    return list(dict.fromkeys(probe.train_on or probe.dataset for probe in config.evaluation.probes))
+
+
+def evaluate(
+    config: RunConfig, root: str, probe: str, datasets: dict[str, str], run: str, say: Say = _quiet
+) -> list[ResultRow]:
+    """Probe student, teachers and a random student with classifiers trained on the data set `probe`.
+
+    The rows go to `<run>/rows/<probe>.json`. What fails becomes a row with an error.
+
+    Raises:
+        UnicError: there is no such probe, or the run has no student yet.
+    """
+    from unic_core.evals.results import dump_rows
+    from workflows import tracking
+    from workflows.evaluation import evaluate_group
+
+    groups = probe_groups(config)
+    if probe not in groups:
+        raise UnicError(f"config {config.name} trains no probe on {probe!r}; choose from {', '.join(groups)}")
+    store = open_store(run)
+    if not store.exists("student/config.json"):
+        raise UnicError(f"{run} has no student yet; run `unic distill` first")
+    tracking.check_reachable()
+    with tracking.child_run(config, tracking.parent_run(config), f"probe-{probe}") as child:
+        rows = evaluate_group(config, root, probe, datasets, run, say)
+        splits = {p.dataset: p.test_split for p in config.evaluation.probes}
+        for name, fingerprint in {row.dataset: row.dataset_fingerprint for row in rows if not row.error}.items():
+            child.log_dataset(name, datasets.get(name, name), splits[name], fingerprint, "evaluation")
+        scores = {f"{r.protocol}/{r.dataset}/{r.model.replace(' ', '-')}/top1": r.top1 for r in rows}
+        child.log_metrics(0, {name: top1 for name, top1 in scores.items() if top1 is not None})
+        child.set_tags({f"error.{row.dataset}.{row.model}": row.error for row in rows if row.error})
+    store.put(f"rows/{probe}.json", dump_rows(rows).encode())
+    return rows
+
+
+def report(config: RunConfig, run: str, say: Say = _quiet) -> dict[str, float]:
+    """Compare the student with its teachers from the rows of all probes; writes and tracks the report."""
+    from unic_core.evals.results import dump_rows
+    from unic_core.report import build_report
+    from workflows import tracking
+
+    store = open_store(run)
+    rows = read_rows(store)
+    if not rows:
+        raise UnicError(f"{run} has no results yet; run `unic evaluate` first")
+    parent = tracking.parent_run(config)
+    address = tracking.run_url(parent)
+    result = build_report(rows, config, read_history(store), {"Run in MLflow": address} if address else {})
+    files = {
+        "index.html": result.html.encode(),
+        "report.md": result.markdown.encode(),
+        "rows.csv": result.csv.encode(),
+        "rows.json": dump_rows(rows).encode(),
+        **result.pngs,
+    }
+    for name, data in files.items():
+        store.put(f"report/{name}", data)
+    tracking.log_report(config, parent, files, result.metrics)
+    say(tracking.promote(config, parent))
+    tracking.finish_parent(parent)
+    return result.metrics
+
+
+def read_rows(store: Store) -> list[ResultRow]:
+    """All result rows of a run."""
+    from unic_core.evals.results import load_rows
+
+    keys = [key for key in store.list("rows/") if key.endswith(".json")]
+    return [row for key in keys for row in load_rows(store.get(key), f"{store.uri}/{key}")]

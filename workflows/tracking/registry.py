@@ -1,0 +1,194 @@
+"""The student in the model registry: safetensors, never a pickle; `candidate`, and `champion` when it is better."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow.entities import Metric
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from unic_core.config import RunConfig
+from unic_core.errors import UnicError
+from workflows.tracking.runs import Run
+from workflows.tracking.server import client, sentences
+
+WEIGHTS = "model.safetensors"
+SCORE = "probe/mean_top1"
+CANDIDATE, CHAMPION = "candidate", "champion"
+_PROBE = re.compile(r"probe/(.+)/top1")
+
+
+@dataclass(frozen=True)
+class Student:
+    """A version in the model registry and the LoggedModel behind it."""
+
+    model_id: str
+    name: str
+    version: str
+    sha256: str
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def log_student(
+    parent_id: str, directory: Path, config: RunConfig, metrics: Mapping[str, float] | None = None
+) -> Student:
+    """Store an exported student as LoggedModel of the parent run, register it, give it the alias `candidate`.
+
+    Args:
+        parent_id: the run of the pipeline.
+        directory: what `unic_core.export.save_student` wrote: `model.safetensors`, `config.json`, model card.
+        config: of the run.
+        metrics: scores to show beside the model.
+
+    The same weights of the same run are registered once, however often this is called.
+
+    Raises:
+        UnicError: the directory holds no weights, or MLflow cannot be reached or refuses.
+    """
+    sha256 = _sha256(directory / WEIGHTS)
+    name = config.tracking.registered_model
+    with sentences():
+        version = _find_version(name, parent_id, sha256)
+        if version is None:
+            model_id = _find_model(parent_id, sha256) or _upload(parent_id, directory, config, sha256)
+            version = _register(name, parent_id, model_id, sha256, config.name)
+        student = Student(version.tags["unic.model_id"], name, str(version.version), sha256)
+        _log_scores(parent_id, metrics or {}, student.model_id)
+        client().set_registered_model_alias(name, CANDIDATE, student.version)
+    return student
+
+
+def log_report(
+    config: RunConfig, parent_id: str, files: Mapping[str, bytes | Path], metrics: Mapping[str, float]
+) -> None:
+    """Store the report below `report/` of the parent run, and its scores there and with the run's student."""
+    with sentences():
+        candidate = _newest(config.tracking.registered_model, parent_id)
+        _log_scores(parent_id, metrics, candidate.tags["unic.model_id"] if candidate else None)
+    Run(parent_id).log_artifacts({f"report/{name}": content for name, content in files.items()})
+
+
+def promote(config: RunConfig, parent_id: str) -> str:
+    """Move the alias `champion` to this run's student if its mean top-1 beats the present champion's.
+
+    Scores are those of the parent runs; they are compared only when both were probed on the same data sets.
+    Returns one sentence that says what happened and why.
+    """
+    name = config.tracking.registered_model
+    with sentences():
+        candidate = _newest(name, parent_id)
+        if candidate is None:
+            raise UnicError(f"run {parent_id} has no student in the model registry; log one before promoting it")
+        champion = _champion(name)
+        scores = _scores(parent_id)
+        what = f"{name} version {candidate.version}"
+        if champion is not None and int(champion.version) == int(candidate.version):
+            return f"{what} is the champion already"
+        if SCORE not in scores:
+            return f"{what} was not promoted: its run has no {SCORE}"
+        reason = _reason_to_stay(champion, scores)
+        if reason:
+            return f"{what} was not promoted: {reason}"
+        client().set_registered_model_alias(name, CHAMPION, candidate.version)
+    if champion is None:
+        return f"{what} is the first champion, with a mean top-1 of {scores[SCORE]:.4f}"
+    return f"{what} is the new champion: its mean top-1 of {scores[SCORE]:.4f} beats version {champion.version}"
+
+
+def _reason_to_stay(champion: ModelVersion | None, scores: Mapping[str, float]) -> str | None:
+    """Why the champion keeps its place; None when it does not."""
+    theirs = _scores(champion.run_id) if champion is not None else {}
+    if champion is None or SCORE not in theirs:
+        return None
+    probes, others = _probes(scores), _probes(theirs)
+    if probes != others:
+        odd = ", ".join(sorted(probes ^ others))
+        return f"champion version {champion.version} was probed on other data sets (the difference is {odd})"
+    if scores[SCORE] > theirs[SCORE]:
+        return None
+    return (
+        f"its mean top-1 of {scores[SCORE]:.4f} does not beat the {theirs[SCORE]:.4f} of champion version "
+        f"{champion.version}"
+    )
+
+
+def _probes(scores: Mapping[str, float]) -> set[str]:
+    return {match[1] for match in map(_PROBE.fullmatch, scores) if match}
+
+
+def _scores(run_id: str) -> dict[str, float]:
+    return dict(client().get_run(run_id).data.metrics)
+
+
+def _newest(name: str, run_id: str) -> ModelVersion | None:
+    """The student that this run registered last."""
+    versions = client().search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    return max(versions, key=lambda version: int(version.version), default=None)
+
+
+def _champion(name: str) -> ModelVersion | None:
+    aliases = client().get_registered_model(name).aliases
+    return client().get_model_version(name, aliases[CHAMPION]) if CHAMPION in aliases else None
+
+
+def _find_version(name: str, run_id: str, sha256: str) -> ModelVersion | None:
+    found = client().search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    return next((version for version in found if version.tags.get("unic.sha256") == sha256), None)
+
+
+def _find_model(run_id: str, sha256: str) -> str | None:
+    """A complete LoggedModel that an earlier attempt stored but did not register."""
+    experiment = client().get_run(run_id).info.experiment_id
+    found = client().search_logged_models([experiment], f"source_run_id = '{run_id}'")
+    ready = (model for model in found if model.tags.get("unic.sha256") == sha256 and str(model.status) == "READY")
+    return next((str(model.model_id) for model in ready), None)
+
+
+def _upload(run_id: str, directory: Path, config: RunConfig, sha256: str) -> str:
+    tags = {"unic.run": config.name, "unic.sha256": sha256, "format": "safetensors"}
+    params = {"model": config.student.model, "image_size": str(config.student.image_size)}
+    params["teachers"] = ", ".join(teacher.name for teacher in config.teachers)
+    experiment = client().get_run(run_id).info.experiment_id
+    model = client().create_logged_model(experiment, "student", run_id, tags, params, model_type="encoder")
+    try:
+        client().log_model_artifacts(model.model_id, str(directory))
+    except BaseException:
+        client().finalize_logged_model(model.model_id, "FAILED")
+        raise
+    client().finalize_logged_model(model.model_id, "READY")
+    return str(model.model_id)
+
+
+def _register(name: str, run_id: str, model_id: str, sha256: str, run_name: str) -> ModelVersion:
+    try:
+        client().create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    tags = {"unic.run": run_name, "unic.sha256": sha256, "unic.model_id": model_id}
+    source = client().get_logged_model(model_id).artifact_location
+    return client().create_model_version(name, source, run_id, tags, model_id=model_id)
+
+
+def _log_scores(run_id: str, metrics: Mapping[str, float], model_id: str | None) -> None:
+    now = int(time.time() * 1000)
+    linked = [Metric(key, value, now, 0, model_id=model_id) for key, value in metrics.items()]
+    if linked:
+        client().log_batch(run_id, metrics=linked)
+
+
+def _sha256(weights: Path) -> str:
+    try:
+        with weights.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UnicError(f"cannot read {weights}: {error.strerror}; export the student first") from error
