@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -118,7 +119,10 @@ def _cluster(config: RunConfig) -> Iterator[None]:
             "include_dashboard": False,
             "object_store_memory": 200 * 2**20,
         }
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(**options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process as if it had failed
     try:
         yield
     finally:
