@@ -34,6 +34,7 @@ class TrainingConfig(Frozen):
     checkpoint_every: Positive = Field(1000, description="steps between checkpoints")
     keep_last: Positive = Field(2, description="newest checkpoints that are kept")
     keep_every: Positive | None = Field(None, description="also keep every checkpoint at a multiple of this step")
+    keep_best: Literal["loss"] | None = Field(None, description="also keep the checkpoint with the lowest value of it")
 
     @model_validator(mode="after")
     def _length(self) -> Self:
@@ -48,11 +49,21 @@ class ClusterConfig(Frozen):
     """The processes of Ray Train."""
 
     workers: Positive = Field(1, description="processes that train together")
+    min_workers: Positive | None = Field(
+        None, description="go on with as few processes while machines are missing, and grow back; null waits for all"
+    )
     gpus_per_worker: NonNegative = Field(1, description="0 trains on the CPU")
     cpus_per_worker: float = Field(8, gt=0, description="CPU cores reserved for each process")
     threads: Positive | None = Field(None, description="CPU threads of torch in each process")
-    max_failures: int = Field(3, ge=0, description="restarts after a lost or failed worker")
+    max_failures: int = Field(3, ge=0, description="restarts after a lost or failed worker; preemptions do not count")
+    stop_s: Positive = Field(60, description="seconds that a stopped run may take to write its last checkpoint")
     timeout_s: Positive = Field(600, description="a collective that takes longer ends the worker group")
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
+        return self
 
 
 class ProbeConfig(Frozen):

@@ -104,6 +104,10 @@ class TrainLoader:
         """Complete batches in an epoch."""
         return self._plan.steps_per_epoch
 
+    def describe(self, sample: int) -> str:
+        """What people call a global sample number: where its image lies."""
+        return self._images.describe(sample)
+
     def __iter__(self) -> Iterator[RawBatch]:
         """Batches without end; workers live as long as the iterator and end with it.
 
@@ -218,6 +222,11 @@ class _TrainImages(Dataset[_Answer]):
         self._datasets, self._config, self._image_size, self._seed = datasets, config, image_size, seed
         self._sizes = [len(dataset) for dataset in datasets]
 
+    def describe(self, sample: int) -> str:
+        numbers, indices = locate(np.array([sample]), self._sizes)
+        dataset = self._datasets[int(numbers[0])]
+        return f"{dataset.uri}/{dataset.key(int(indices[0]))}"
+
     def __getitem__(self, request: _Request) -> _Answer:
         try:
             batch, broken = self._load(request)
@@ -238,7 +247,7 @@ class _TrainImages(Dataset[_Answer]):
             try:
                 images[i] = self._view(dataset, index, geometry)
             except BrokenImageError as error:
-                broken.append(_Broken(int(samples[i]), f"{dataset.uri}/{dataset.key(index)}", str(error)))
+                broken.append(_Broken(int(samples[i]), self.describe(int(samples[i])), str(error)))
                 candidates = Draw(self._seed, request.epoch, samples[i : i + 1]).uniform("replace", _REPLACEMENTS)
                 images[i] = self._replacement(dataset, candidates[0].tolist(), geometry)
         return RawBatch(images, samples, request.epoch, request.step, request.micro, request.global_size), broken

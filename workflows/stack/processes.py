@@ -69,7 +69,7 @@ def spawn(
 
 def started(process: psutil.Process) -> float:
     """Seconds from the start of the machine to that of the process; a clock that is set right does not change it."""
-    return psutil.Process(process.pid).create_time() - psutil.boot_time()
+    return float(psutil.Process(process.pid).create_time() - psutil.boot_time())
 
 
 def find(pid: int, started_at: float) -> psutil.Process | None:
