@@ -18,6 +18,7 @@ import click
 from unic_core import __version__
 from unic_core.errors import UnicError
 from workflows import console
+from workflows.commands.checkpoints import checkpoints
 
 if TYPE_CHECKING:
     from unic_core.config import RunConfig
@@ -348,3 +349,6 @@ def config_schema() -> None:
     from unic_core.config import json_schema
 
     console.say(json.dumps(json_schema(), indent=2))
+
+
+unic.add_command(checkpoints)
