@@ -22,7 +22,7 @@ from unic_core.errors import UnicError
 from unic_core.history import Record
 from unic_core.storage import join, open_store
 from workflows.mailbox import Mailbox
-from workflows.storage import ray_filesystem
+from workflows.storage import ray_filesystem, trust_endpoint
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ def run_distillation(
         emit: called in this process with the newest metrics.
         say: called in this process with lines for people.
     """
+    trust_endpoint()
     os.environ.update({key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()})
     from ray.train import ControllerError, WorkerGroupError
 
@@ -190,6 +191,7 @@ def _trainer(config: RunConfig, run: str, payload: dict[str, Any]) -> Any:
             num_workers=(cluster.min_workers, cluster.workers) if cluster.min_workers else cluster.workers,
             use_gpu=bool(cluster.gpus_per_worker),
             resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=cluster.resize_s,
         ),
         run_config=RayRunConfig(
             name=config.name,

@@ -16,6 +16,7 @@ from unic_core.history import Record
 from unic_core.interrupt import Wish
 from unic_core.session import Surroundings, run_session
 from unic_core.storage import Store, open_store
+from workflows.storage import trust_endpoint
 from workflows.tracking import Run, attach
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def train_worker(payload: dict[str, Any]) -> None:
     import ray.train
     from ray.train.torch import get_device
 
+    trust_endpoint()  # a worker may start in the middle of an outage
     config, mailbox = parse_config(payload["config"]), payload["mailbox"]
     first = ray.train.get_context().get_world_rank() == 0
     device = get_device()

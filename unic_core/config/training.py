@@ -55,6 +55,9 @@ class ClusterConfig(Frozen):
     gpus_per_worker: NonNegative = Field(1, description="0 trains on the CPU")
     cpus_per_worker: float = Field(8, gt=0, description="CPU cores reserved for each process")
     threads: Positive | None = Field(None, description="CPU threads of torch in each process")
+    resize_s: Positive = Field(
+        60, description="seconds between looks for machines to grow back to; each growth restarts"
+    )
     max_failures: int = Field(3, ge=0, description="restarts after a lost or failed worker; preemptions do not count")
     stop_s: Positive = Field(60, description="seconds that a stopped run may take to write its last checkpoint")
     timeout_s: Positive = Field(600, description="a collective that takes longer ends the worker group")

@@ -65,6 +65,22 @@ def _connect(style: Any) -> Any:
     return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
 
 
+_trusted = False
+
+
+def trust_endpoint() -> None:
+    """Be patient with the endpoint from the first request on: the process that started this one has used it.
+
+    Otherwise an endpoint that never answered is taken for a mistake of the user, and reported soon.
+    """
+    global _trusted  # noqa: PLW0603
+    _trusted = True
+
+
+def is_trusted() -> bool:
+    return _trusted
+
+
 _connections: dict[tuple[tuple[str, str], ...], Connection] = {}
 _lock = threading.Lock()
 

@@ -22,6 +22,7 @@ from workflows.storage.connection import (
     connection,
     is_throttled,
     is_transient,
+    is_trusted,
     no_bucket,
     translate,
 )
@@ -159,7 +160,7 @@ class S3Store:
             try:
                 result = action(server.client)
             except (aws.BotoCoreError, aws.ClientError, SizeError) as error:
-                again = is_transient(error) and (server.answered or is_throttled(error))
+                again = is_transient(error) and (server.answered or is_trusted() or is_throttled(error))
                 if not again or time.monotonic() > deadline:
                     raise self._explain(error, where, server) from error
                 log.warning("%s: %s; trying again", where, error)
