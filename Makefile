@@ -44,7 +44,7 @@ format: env
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-BENCH ?= ladder teachers
+BENCH ?= ladder teachers checkpoint tracking
 
 bench: env
 	@for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name || exit 1; done

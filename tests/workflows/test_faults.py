@@ -5,6 +5,7 @@ Two checkpoints apart nothing may be repeated: the steps that were done twice ar
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -278,7 +279,9 @@ class Driver:
             "--root",
             str(root),
         ]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
         self.output: list[str] = []
 
     def until(self, pattern: str) -> str:
@@ -326,7 +329,10 @@ def test_a_stopped_run_saves_the_very_step(
 ) -> None:
     driver = Driver(distilled, tmp_path)
     wait_for_checkpoint(tmp_path / "runs/faults", 40)
-    driver.process.send_signal(number)
+    if number == signal.SIGINT:  # Ctrl-C in a terminal reaches every process of the group
+        os.killpg(driver.process.pid, number)
+    else:
+        driver.process.send_signal(number)
     assert driver.end() == 130
     assert "stopping: writing a checkpoint" in "".join(driver.output)
     store = open_store(str(tmp_path / "runs/faults"))
