@@ -240,7 +240,7 @@ class _Delivery:
         import ray
 
         there = ", ".join(f"{key} {value:g}" for key, value in ray.cluster_resources().items() if key in {"CPU", "GPU"})
-        self.say(f"still waiting for {self.needs}; the cluster has {there or 'no CPU'} in all")
+        self.say(f"no worker has reported yet: {self.needs} wanted, the cluster has {there or 'no CPU'} in all")
 
     def _deliver(self) -> None:
         import ray
