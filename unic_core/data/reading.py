@@ -38,18 +38,27 @@ class _Threads:
     """Runs calls in their order; the threads are started when needed and never keep a process from ending."""
 
     def __init__(self, count: int) -> None:
-        self._left = count
-        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._left, self._started = count, 0
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
     def submit(self, call: Callable[[], None]) -> None:
         self._calls.put(call)
         if self._left:
-            self._left -= 1
+            self._left, self._started = self._left - 1, self._started + 1
             threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         while True:
-            self._calls.get()()
+            call = self._calls.get()
+            if call is None:
+                return
+            call()
+            del call  # or it would live until the next one, and what it belongs to as well
+
+    def stop(self) -> None:
+        """Let the threads end after what they have been given."""
+        for _ in range(self._started):
+            self._calls.put(None)
 
 
 class _Blocks:
@@ -58,6 +67,7 @@ class _Blocks:
     def __init__(self, fetch: Callable[[Block], bytes]) -> None:
         self._fetch = fetch
         self._threads = _Threads(_THREADS)
+        self.stop = self._threads.stop
         self._held: OrderedDict[Block, Future[bytes]] = OrderedDict()
         self._unused: set[Block] = set()
         self._bytes = 0
@@ -252,5 +262,7 @@ class ShardFiles:
         return ShardFiles, (self._uri, self._shards, self.cache)
 
     def __del__(self) -> None:
+        self._blocks.stop()
+        self._fetcher.stop()
         while self._open:
             os.close(self._open.popitem()[1])

@@ -49,7 +49,14 @@ class Connection:
         if style is None and not is_amazon(self.client.meta.endpoint_url):
             self.client = _connect("path")
         self.endpoint: str = self.client.meta.endpoint_url
-        self.answered = False
+
+    @property
+    def answered(self) -> bool:
+        """Whether the endpoint has answered this process, or its parent before a fork."""
+        return self.endpoint in _answered
+
+    def has_answered(self) -> None:
+        _answered.add(self.endpoint)
 
 
 def _connect(style: Any) -> Any:
@@ -65,6 +72,7 @@ def _connect(style: Any) -> Any:
     return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
 
 
+_answered: set[str] = set()
 _connections: dict[tuple[tuple[str, str], ...], Connection] = {}
 _lock = threading.Lock()
 

@@ -156,7 +156,7 @@ class S3Store:
                 time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
                 pause = min(2 * pause, 30.0)
             else:
-                server.answered = True
+                server.has_answered()
                 return result
 
     def _explain(self, error: Exception, where: str, server: Connection) -> Exception:

@@ -246,7 +246,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip(f"cannot mount a small file system here: {mounted.stderr.decode().strip()}")
     yield place
-    subprocess.run(["umount", place], check=True)
+    subprocess.run(["umount", "--lazy", place], check=True)  # readers may still have files open
 
 
 def test_a_full_disk_is_told_from_a_full_cache(small_disk: Path, tmp_path: Path) -> None:

@@ -1,0 +1,252 @@
+"""Images per second of the training loader from S3, against a local disk, the webdataset package and Ray Data.
+
+All of them decode the same JPEGs, crop and flip them to 224 pixels in uint8 and hand over batches of 128, with two
+worker processes. The S3 server runs on the same machine and takes its share of the processors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import itertools
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+
+from unic_core.config import AugmentConfig, DataConfig, DatasetConfig, MixConfig
+from unic_core.data.dataset import ShardedDataset
+from unic_core.data.decode import decode
+from unic_core.data.geometry import ATTEMPTS, Geometry, crop_and_flip
+from unic_core.data.loader import TrainLoader
+from unic_core.data.order import epoch_order
+from unic_core.data.prepare import prepare_dataset
+from unic_core.provenance import versions
+from unic_core.storage import LocalStore, open_store
+from workflows.stack import processes, services
+
+BATCH, PIXELS, WORKERS = 128, 224, 2
+SHARD_BYTES = 7 * 2**20
+LATER = 3  # epochs after the first that are timed together
+BUCKET = "unic"
+IMAGENET = 1_281_167
+
+Rates = dict[str, float]
+Batches = Callable[[], Iterator[Any]]
+
+
+# ---------------------------------------------------------------- images and server
+
+
+def make_images(folder: Path, count: int) -> None:
+    """Crops of two photographs, short side 256 pixels, quality 90: about 27 KB each."""
+    folder.mkdir()
+    photographs = [Image.fromarray(image) for image in load_sample_images().images]
+    random = np.random.default_rng(0)
+    for number in range(count):
+        photograph = photographs[number % len(photographs)]
+        height = int(random.integers(180, photograph.height))
+        width = min(photograph.width, int(height * random.uniform(1.0, 1.5)))
+        left, top = (
+            int(random.integers(0, limit + 1)) for limit in (photograph.width - width, photograph.height - height)
+        )
+        crop = photograph.crop((left, top, left + width, top + height))
+        scale = 256 / min(width, height)
+        crop = crop.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+        crop.save(folder / f"{number:05d}.jpg", quality=90)
+
+
+@contextmanager
+def s3_server(directory: Path) -> Iterator[str]:
+    """A SeaweedFS of its own, named by this process's environment."""
+    directory.mkdir()
+    ports, keys = services.seaweed_ports(None, {}), ("benchmark", "benchmark-secret")
+    endpoint = f"http://{processes.HOST}:{ports['s3.port']}"
+    credentials = {"AWS_ACCESS_KEY_ID": keys[0], "AWS_SECRET_ACCESS_KEY": keys[1]}
+    command, log = services.seaweed_command(directory, ports), directory / "s3.log"
+    server = processes.spawn(command, services.server_environment(credentials), directory, directory, log)
+    try:
+        processes.wait_until(lambda: services.make_buckets(endpoint, keys, [BUCKET]), server, "SeaweedFS", log, 60)
+        os.environ.update({**credentials, "AWS_ENDPOINT_URL_S3": endpoint, "AWS_REGION": services.REGION})
+        yield endpoint
+    finally:
+        processes.end(processes.members(directory), 10)
+        services.remove_sockets(ports.values())
+
+
+# ---------------------------------------------------------------- candidates
+
+
+def ours(uri: str, cache: Path | None, cache_bytes: int = 2**40) -> Iterator[Any]:
+    config = DataConfig(train=(MixConfig(dataset="images"),), workers=WORKERS)
+    dataset = ShardedDataset(uri, "train", cache, cache_bytes)
+    return iter(TrainLoader([dataset], config, PIXELS, seed=0, batch=BATCH))
+
+
+def view(data: bytes) -> Tensor:
+    """The same work for the others: decode, random resized crop, flip."""
+    *crop, flip = torch.rand(4 * ATTEMPTS + 1).tolist()
+    return crop_and_flip(decode(data), PIXELS, AugmentConfig(), Geometry(crop, flip))
+
+
+def webdataset(urls: list[str]) -> Iterator[Any]:
+    import webdataset as wds
+
+    def stack(images: list[tuple[Tensor]]) -> Tensor:
+        return torch.stack([image for (image,) in images])
+
+    importlib.import_module("webdataset.gopen").gopen_schemes["s3"] = open_s3  # its own calls a command line
+    pipeline = wds.WebDataset(urls, shardshuffle=len(urls), resampled=False, empty_check=False)
+    pipeline = pipeline.repeat().shuffle(512).to_tuple("jpg").map_tuple(view).batched(BATCH, collation_fn=stack)
+    return iter(wds.WebLoader(pipeline, num_workers=WORKERS, batch_size=None, prefetch_factor=4))
+
+
+def open_s3(url: str, *_: object, **__: object) -> io.BufferedIOBase:
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    body: io.BufferedIOBase = boto3.client("s3").get_object(Bucket=bucket, Key=key)["Body"]
+    return body
+
+
+def ray_data(paths: list[str], filesystem: Any) -> Iterator[Any]:
+    import ray
+
+    def views(batch: dict[str, Any]) -> dict[str, Any]:
+        return {"image": np.stack([view(data).numpy() for data in batch["jpg"]])}
+
+    def endless() -> Iterator[Any]:
+        first = True
+        while True:
+            these = paths if first else paths * LATER
+            dataset = ray.data.read_webdataset(these, filesystem=filesystem, decoder=False)
+            yield from dataset.map_batches(views, batch_size=BATCH).iter_torch_batches(batch_size=BATCH)
+            first = False
+
+    return endless()
+
+
+@contextmanager
+def ray_cluster(endpoint: str) -> Iterator[Any]:
+    """Ray on this machine; gives the file system for its readers."""
+    os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"})
+    import ray
+    from pyarrow import fs
+
+    ray.init(address="local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield fs.S3FileSystem(endpoint_override=endpoint.removeprefix("http://"), scheme="http", region=services.REGION)
+    finally:
+        ray.shutdown()
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def rates(start: Batches, images: int) -> tuple[float, float]:
+    """Images/s of the first epoch, start included, and of the later ones."""
+    steps, seconds = images // BATCH, []
+    begin = time.perf_counter()
+    batches = start()
+    for count in (steps, LATER * steps):
+        for _ in itertools.islice(batches, count):
+            pass
+        seconds.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+    if hasattr(batches, "close"):
+        batches.close()
+    return steps * BATCH / seconds[0], LATER * steps * BATCH / seconds[1]
+
+
+def measure(
+    candidates: Mapping[str, Callable[[int], Batches]], images: int, rounds: int
+) -> dict[str, dict[str, Rates]]:
+    """Median rates, and medians of the ratios within a round."""
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
+    for turn in range(rounds):
+        for name, candidate in candidates.items():
+            measured[name].append(rates(candidate(turn), images))
+            print(
+                f"  round {turn + 1}: {name:<28} {measured[name][-1][0]:8.0f} {measured[name][-1][1]:8.0f}", flush=True
+            )
+    rate = {name: _medians(values) for name, values in measured.items()}
+    reference = measured["S3, cache"]
+    ratio = {
+        name: _medians([(r[0] / v[0], r[1] / v[1]) for r, v in zip(reference, values, strict=True)])
+        for name, values in measured.items()
+    }
+    return {"images_per_second": rate, "ratio_of_s3_with_cache": ratio}
+
+
+def _medians(pairs: Iterable[tuple[float, float]]) -> Rates:
+    first, later = zip(*pairs, strict=True)
+    return {"first": statistics.median(first), "later": statistics.median(later)}
+
+
+def order_seconds() -> float:
+    """Median time to order the images of ImageNet-1k for an epoch."""
+    seconds = []
+    for epoch in range(5):
+        begin = time.perf_counter()
+        epoch_order([IMAGENET], [1.0], 0, epoch)
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=3000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-ray", action="store_true")
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="unic-benchmark-")))
+        endpoint = stack.enter_context(s3_server(place / "s3"))
+        make_images(place / "images", options.images)
+        config = DatasetConfig(name="images", source=f"folder:{place}/images", shard_bytes=SHARD_BYTES)
+        local = LocalStore(prepare_dataset(config, str(place)))
+        remote = f"s3://{BUCKET}/images"
+        target, tars = open_store(remote), [key for key in local.list() if key.endswith(".tar")]
+        for key in local.list():
+            target.upload(local.root / key, key)
+        candidates: dict[str, Callable[[int], Batches]] = {
+            "local disk": lambda turn: lambda: ours(str(local.root), None),
+            "S3, cache": lambda turn: lambda: ours(remote, place / f"cache-{turn}"),
+            "S3, no cache": lambda turn: lambda: ours(remote, None, 0),
+            "webdataset, local disk": lambda turn: lambda: webdataset([str(local.root / key) for key in tars]),
+            "webdataset, S3": lambda turn: lambda: webdataset([f"{remote}/{key}" for key in tars]),
+        }
+        if not options.no_ray:
+            filesystem = stack.enter_context(ray_cluster(endpoint))
+            paths = [f"{BUCKET}/images/{key}" for key in tars]
+            candidates["Ray Data, S3"] = lambda turn: lambda: ray_data(paths, filesystem)
+        result = measure(candidates, options.images, options.rounds)
+        dataset = ShardedDataset(remote, "train")
+        index = dataset.index_bytes / len(dataset)
+        mean = sum(local.list()[key] for key in tars) / options.images
+    order = order_seconds()
+    print(f"\nimages/s, {options.images} JPEGs of {mean / 1000:.0f} KB in {len(tars)} shards, {WORKERS} workers")
+    print(f"{'':<30} {'first epoch':>12} {'later':>8}   S3 with cache is faster by")
+    for name, rate in result["images_per_second"].items():
+        ratio = result["ratio_of_s3_with_cache"][name]
+        print(f"  {name:<28} {rate['first']:12.0f} {rate['later']:8.0f} {ratio['first']:12.2f}x {ratio['later']:6.2f}x")
+    print(f"order of {IMAGENET:,} samples: {order:.2f} s; index: {index:.0f} bytes per sample")
+    about = {"images": options.images, "rounds": options.rounds, "workers": WORKERS, "cpus": os.cpu_count()}
+    print(json.dumps({"benchmark": "loader", **about, **result, "order_seconds": order, "index_bytes_per_sample": index,
+                      "versions": versions()}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
