@@ -1,7 +1,8 @@
 """How one process reads records of shards that lie on a store.
 
-What the node's cache holds is read from there. Everything else is asked for in blocks of neighboring records, ahead of
-its use and by several threads, while whole shards come into the cache in the background: no reader waits for a shard.
+What the node's cache holds is read from there. Whole shards come into the cache in the background. Until a large one is
+there, and for good where it does not fit, blocks of neighboring records are asked for, ahead of their use and by
+several threads. Small shards are waited for: reading them in parts would take no less time.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from unic_core.storage import LocalStore, Store, join, open_store
 
 _OPEN_SHARDS = 32  # descriptors per process; an open one also holds an evicted shard's disk space
 _THREADS = 8  # that fetch blocks; each waits for the network most of its time
+_SHARD_THREADS = 2  # that fetch whole shards
+_SMALL_SHARD = 32 * 2**20  # bytes that arrive within a second
 _BLOCK_BYTES = 128 * 2**20  # of blocks held in memory
 _CACHE_PAUSE = 600.0  # seconds until a cache that could not take a shard is tried again
 
@@ -134,8 +137,8 @@ class ShardFiles:
         self._process = os.getpid()
         self._store: Store | None = None
         self._blocks = _Blocks(self._get)
-        self._fetcher = _Threads(1)
-        self._coming: set[int] = set()
+        self._fetcher = _Threads(_SHARD_THREADS)
+        self._coming: dict[int, Future[None]] = {}
         self._no_cache_until = 0.0
         self._refused: set[int] = set()
         self.notes: list[str] = []
@@ -147,9 +150,13 @@ class ShardFiles:
             UnicError: the shard is missing, its size is wrong, or the store can't be read.
         """
         descriptor = self._descriptor(block.shard)
+        if descriptor is None:
+            coming = self._fetch_whole(block.shard)
+            if coming is not None and self._is_small(block.shard):
+                coming.result()
+                descriptor = self._descriptor(block.shard)
         if descriptor is not None:
             return os.pread(descriptor, block.length, block.start)
-        self._fetch_whole(block.shard)
         begin = block.start - around.start
         return self._blocks.get(around)[begin : begin + block.length]
 
@@ -171,12 +178,12 @@ class ShardFiles:
         """Tell what will be read soon, in the order of its use."""
         if self.is_local:
             return
-        missing = {shard for shard in shards if not self._is_here(shard)}
-        for shard in shards:
-            if shard in missing:
-                self._fetch_whole(shard)
+        in_parts = set()
+        for shard in (shard for shard in shards if not self._is_here(shard)):
+            if self._fetch_whole(shard) is None or not self._is_small(shard):
+                in_parts.add(shard)
         for block in blocks:
-            if block.shard in missing and not self._blocks.announce(block):
+            if block.shard in in_parts and not self._blocks.announce(block):
                 return
 
     @property
@@ -236,16 +243,26 @@ class ShardFiles:
         except FileNotFoundError:
             raise UnicError(f"{self.where(block.shard)} is missing; prepare the data set again") from None
 
-    def _fetch_whole(self, shard: int) -> None:
-        """Bring a shard into the cache, in the background and not twice at a time."""
-        if self.cache is None or shard in self._coming | self._refused or time.monotonic() < self._no_cache_until:
-            return
+    def _is_small(self, shard: int) -> bool:
+        return self._shards[shard].bytes <= _SMALL_SHARD
+
+    def _fetch_whole(self, shard: int) -> Future[None] | None:
+        """Bring a shard into the cache, in the background and not twice at a time; None when it can't be there.
+
+        The result comes when the attempt is over, whether or not the shard is there then.
+        """
+        if self.cache is None or shard in self._refused or time.monotonic() < self._no_cache_until:
+            return None
+        if shard in self._coming:
+            return self._coming[shard]
         cache, store, info = self.cache, self._opened(), self._shards[shard]
+        coming: Future[None] = Future()
 
         def fetch() -> None:
             try:
                 if time.monotonic() >= self._no_cache_until:
-                    cache.fetch(store, f"{info.name}.tar", info.sha256, info.bytes, wait=False)
+                    wait = self._is_small(shard)  # for another process that is fetching it
+                    cache.fetch(store, f"{info.name}.tar", info.sha256, info.bytes, wait)
             except CacheError as error:
                 self._no_cache_until = time.monotonic() + _CACHE_PAUSE
                 self.notes.append(str(error))
@@ -253,10 +270,12 @@ class ShardFiles:
                 self._refused.add(shard)
                 self.notes.append(str(error))
             finally:
-                self._coming.discard(shard)
+                self._coming.pop(shard, None)
+                coming.set_result(None)
 
-        self._coming.add(shard)
+        self._coming[shard] = coming
         self._fetcher.submit(fetch)
+        return coming
 
     def __reduce__(self) -> tuple[type[ShardFiles], tuple[str, Sequence[ShardInfo], FileCache | None]]:
         return ShardFiles, (self._uri, self._shards, self.cache)
