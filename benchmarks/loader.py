@@ -2,6 +2,9 @@
 
 All of them decode the same JPEGs, crop and flip them to 224 pixels in uint8 and hand over batches of 128, with two
 worker processes. The S3 server runs on the same machine and takes its share of the processors.
+
+Beside images/s there are images per CPU-second of all processes involved, server included: where decoding keeps all
+processors busy, the two tell the same, and the second one is not disturbed by other work on the machine.
 """
 
 from __future__ import annotations
@@ -16,13 +19,14 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import boto3
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -45,7 +49,7 @@ LATER = 2  # epochs after the first that are timed together
 BUCKET = "unic"
 IMAGENET = 1_281_167
 
-Rates = dict[str, float]
+Rates = dict[str, float]  # "first" and "later" by the clock, "first_cpu" and "later_cpu" by processor time
 Batches = Callable[[], Iterator[Any]]
 
 
@@ -169,44 +173,54 @@ def ray_cluster(endpoint: str) -> Iterator[Any]:
 # ---------------------------------------------------------------- measuring
 
 
-def rates(start: Batches, images: int) -> tuple[float, float]:
-    """Images/s of the first epoch, start included, and of the later ones."""
-    steps, seconds = images // BATCH, []
-    begin = time.perf_counter()
+def cpu_seconds() -> float:
+    """Processor time of this process and all that descend from it: workers, the S3 server, Ray."""
+    total = 0.0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with suppress(psutil.Error):
+            total += sum(process.cpu_times()[:2])
+    return total
+
+
+def rates(start: Batches, images: int) -> Rates:
+    """Images per second of the first epoch, start included, and of the later ones."""
+    steps, result = images // BATCH, {}
+    clock, cpu = time.perf_counter(), cpu_seconds()
     batches = start()
-    for count in (steps, LATER * steps):
+    for name, count in (("first", steps), ("later", LATER * steps)):
         for _ in itertools.islice(batches, count):
             pass
-        seconds.append(time.perf_counter() - begin)
-        begin = time.perf_counter()
+        now, used = time.perf_counter(), cpu_seconds()
+        result[name], result[f"{name}_cpu"] = count * BATCH / (now - clock), count * BATCH / (used - cpu)
+        clock, cpu = now, used
     if hasattr(batches, "close"):
         batches.close()
-    return steps * BATCH / seconds[0], LATER * steps * BATCH / seconds[1]
+    return result
 
 
 def measure(
     candidates: Mapping[str, Callable[[int], Batches]], images: int, rounds: int
 ) -> dict[str, dict[str, Rates]]:
     """Median rates, and medians of the ratios within a round."""
-    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
+    measured: dict[str, list[Rates]] = {name: [] for name in candidates}
     for turn in range(rounds):
         for name, candidate in candidates.items():
             measured[name].append(rates(candidate(turn), images))
-            print(
-                f"  round {turn + 1}: {name:<28} {measured[name][-1][0]:8.0f} {measured[name][-1][1]:8.0f}", flush=True
-            )
-    rate = {name: _medians(values) for name, values in measured.items()}
+            numbers = "".join(f" {value:8.0f}" for value in measured[name][-1].values())
+            print(f"  round {turn + 1}: {name:<28}{numbers}", flush=True)
     reference = measured["S3, cache"]
-    ratio = {
-        name: _medians([(r[0] / v[0], r[1] / v[1]) for r, v in zip(reference, values, strict=True)])
+    ratios = {
+        name: [{key: r[key] / v[key] for key in r} for r, v in zip(reference, values, strict=True)]
         for name, values in measured.items()
     }
-    return {"images_per_second": rate, "ratio_of_s3_with_cache": ratio}
+    return {
+        "images_per_second": {name: _medians(values) for name, values in measured.items()},
+        "ratio_of_s3_with_cache": {name: _medians(values) for name, values in ratios.items()},
+    }
 
 
-def _medians(pairs: Iterable[tuple[float, float]]) -> Rates:
-    first, later = zip(*pairs, strict=True)
-    return {"first": statistics.median(first), "later": statistics.median(later)}
+def _medians(values: list[Rates]) -> Rates:
+    return {key: statistics.median(value[key] for value in values) for key in values[0]}
 
 
 def order_seconds() -> float:
@@ -254,10 +268,13 @@ def main() -> None:
         mean = sum(local.list()[key] for key in tars) / options.images
     order = order_seconds()
     print(f"\nimages/s, {options.images} JPEGs of {mean / 1000:.0f} KB in {len(tars)} shards, {WORKERS} workers")
-    print(f"{'':<30} {'first epoch':>12} {'later':>8}   S3 with cache is faster by")
+    print(f"{'':<28} {'first epoch':>16} {'later':>16}   S3 with cache is better by (first, later, per CPU-second)")
     for name, rate in result["images_per_second"].items():
         ratio = result["ratio_of_s3_with_cache"][name]
-        print(f"  {name:<28} {rate['first']:12.0f} {rate['later']:8.0f} {ratio['first']:12.2f}x {ratio['later']:6.2f}x")
+        shown = [f"{rate[key]:7.0f} ({rate[key + '_cpu']:5.0f})" for key in ("first", "later")]
+        better = [f"{ratio[key]:6.2f}x ({ratio[key + '_cpu']:4.2f}x)" for key in ("first", "later")]
+        print(f"  {name:<26} {shown[0]:>16} {shown[1]:>16}   {better[0]}  {better[1]}")
+    print("in parentheses: per CPU-second of all processes")
     print(f"order of {IMAGENET:,} samples: {order:.2f} s; index: {index:.0f} bytes per sample")
     about = {"images": options.images, "rounds": options.rounds, "workers": WORKERS, "cpus": os.cpu_count()}
     print(json.dumps({"benchmark": "loader", **about, **result, "order_seconds": order, "index_bytes_per_sample": index,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -95,6 +95,8 @@ class ShardedDataset:
 
     def announce(self, indices: Indices) -> None:
         """Start to fetch what `read` will be asked for soon, in this order; returns at once."""
+        if self._files.is_local:
+            return
         shards = np.searchsorted(self._ends, indices, side="right").tolist()
         blocks = [self._around(index, shard) for index, shard in zip(indices.tolist(), shards, strict=True)]
         self._files.announce(list(dict.fromkeys(shards)), list(dict.fromkeys(blocks)))
@@ -109,7 +111,7 @@ class ShardedDataset:
         block, around = self._place(index)
         record = self._files.read(block, around)
         if not self._is_intact(index, record):
-            record = self._files.read_again(block, around)
+            record = self._files.read_again(block, around())
             if not _is_header(record, block.length - BLOCK):
                 raise self._damaged(block.shard)
             if not self._is_intact(index, record):
@@ -130,12 +132,12 @@ class ShardedDataset:
         notes, self._files.notes = self._files.notes, []
         return notes
 
-    def _place(self, index: int) -> tuple[Block, Block]:
-        """Where the record of a sample lies, and the part that is fetched with it."""
+    def _place(self, index: int) -> tuple[Block, Callable[[], Block]]:
+        """Where the record of a sample lies, and what gives the part that is fetched with it."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        return self._block(index, index + 1, shard), self._around(index, shard)
+        return self._block(index, index + 1, shard), partial(self._around, index, shard)
 
     def _is_intact(self, index: int, record: bytes) -> bool:
         """Whether a record is a tar header and the image that the index describes."""

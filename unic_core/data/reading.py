@@ -143,8 +143,8 @@ class ShardFiles:
         self._refused: set[int] = set()
         self.notes: list[str] = []
 
-    def read(self, block: Block, around: Block) -> bytes:
-        """The bytes of `block`; where a request is needed it asks for `around`, which contains it.
+    def read(self, block: Block, around: Callable[[], Block]) -> bytes:
+        """The bytes of `block`; where a request is needed it asks for `around()`, which contains it.
 
         Raises:
             UnicError: the shard is missing, its size is wrong, or the store can't be read.
@@ -157,13 +157,14 @@ class ShardFiles:
                 descriptor = self._descriptor(block.shard)
         if descriptor is not None:
             return os.pread(descriptor, block.length, block.start)
-        begin = block.start - around.start
-        return self._blocks.get(around)[begin : begin + block.length]
+        larger = around()
+        begin = block.start - larger.start
+        return self._blocks.get(larger)[begin : begin + block.length]
 
     def read_again(self, block: Block, around: Block) -> bytes:
         """`block` straight from the store, after the copy here turned out to be damaged. The copy is removed."""
         if self.is_local:
-            return self.read(block, around)
+            return self.read(block, lambda: around)
         self._blocks.drop(around)
         shard = self._shards[block.shard]
         descriptor = self._open.pop(block.shard, None)
@@ -176,8 +177,6 @@ class ShardFiles:
 
     def announce(self, shards: Sequence[int], blocks: Sequence[Block]) -> None:
         """Tell what will be read soon, in the order of its use."""
-        if self.is_local:
-            return
         in_parts = set()
         for shard in (shard for shard in shards if not self._is_here(shard)):
             if self._fetch_whole(shard) is None or not self._is_small(shard):

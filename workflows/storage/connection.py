@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.loaders
 import botocore.session
 from botocore import exceptions as aws
 from botocore.config import Config
@@ -33,6 +34,9 @@ _NETWORK = (
 )
 _WRONG_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken"}
 _THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
+
+
+_descriptions = botocore.loaders.create_loader()  # of services: read once, also by what is forked later
 
 
 class SizeError(Exception):
@@ -68,7 +72,9 @@ def _connect(style: Any) -> Any:
         max_pool_connections=16,
         s3={"addressing_style": style},
     )
-    session = boto3.Session()
+    core = botocore.session.get_session()
+    core.register_component("data_loader", _descriptions)
+    session = boto3.Session(botocore_session=core)
     return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
 
 
