@@ -141,7 +141,8 @@ class TrainLoader:
                         given += 1
                         yield answer.batch
             except _WorkersKilledError:
-                killed.count()
+                if not killed.is_tolerable():
+                    raise
 
 
 def _answers(images: Dataset[T], sampler: Sampler[Any] | None, workers: int, prefetch: int) -> Generator[T, None, None]:
@@ -190,14 +191,16 @@ class _Killed:
     def __init__(self) -> None:
         self.epoch, self._counted, self._times = 0, 0, 0
 
-    def count(self) -> None:
-        """Called while the error is handled, which is raised again when it has become too much."""
+    def is_tolerable(self) -> bool:
+        """Count one more; False when it has become too much."""
         if self.epoch != self._counted:
             self._counted, self._times = self.epoch, 0
         self._times += 1
-        if self._times > _KILLED:
-            raise  # noqa: PLE0704
-        _log.warning("a data worker was killed; new ones continue at the same batch (%d of %d)", self._times, _KILLED)
+        if self._times <= _KILLED:
+            _log.warning(
+                "a data worker was killed; new ones continue at the same batch (%d of %d)", self._times, _KILLED
+            )
+        return self._times <= _KILLED
 
 
 class _BrokenCounter:

@@ -23,6 +23,8 @@ from unic_core.storage import LocalStore, Store, open_store
 
 __all__ = ["clean_environment", "own_s3", "s3", "s3_server", "small_disk"]  # fixtures
 
+pytestmark = pytest.mark.slow
+
 BATCH, STEPS = 12, 10  # two epochs of the 60 images
 
 
@@ -108,7 +110,6 @@ def test_s3_is_slow(cache_bytes: int, proxy: FaultProxy, remote: str, prepared: 
     assert proxy.hits > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_s3_is_killed_while_images_are_read_and_comes_back(
     workers: int, own_s3: S3, clean_environment: pytest.MonkeyPatch, prepared: str, tmp_path: Path
