@@ -44,7 +44,7 @@ format: env
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-BENCH ?= ladder teachers checkpoint tracking
+BENCH ?= ladder teachers checkpoint loader recovery tracking
 
 bench: env
 	@for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name || exit 1; done
@@ -52,7 +52,7 @@ bench: env
 # Refresh the pins. No index address is written: any mirror of the Python package index serves them.
 lock:
 	uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header --generate-hashes \
-		--extra demo --extra onnx --group dev pyproject.toml -o requirements.lock
+		--extra demo --extra onnx --group dev --group bench pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

@@ -114,12 +114,13 @@ def demo(quick: bool, directory: Path) -> None:
 @unic.command()
 @with_config
 @root_option
-def prepare(config: RunConfig, root: str) -> None:
+@click.option("--workers", type=click.IntRange(1), help="Processes; one per processor unless given.")
+def prepare(config: RunConfig, root: str, workers: int | None) -> None:
     """Make the data sets of CONFIG.
 
-    Does nothing where nothing changed.
+    Does nothing where nothing changed; continues where it was interrupted.
     """
-    console.table(("data set", "uri"), list(_prepare(config, root).items()))
+    console.table(("data set", "uri"), list(_prepare(config, root, workers).items()))
 
 
 @unic.command()
@@ -171,11 +172,11 @@ def report(config: RunConfig, root: str) -> None:
     console.say(f"report: {run}/report/index.html")
 
 
-def _prepare(config: RunConfig, root: str) -> dict[str, str]:
+def _prepare(config: RunConfig, root: str, workers: int | None = None) -> dict[str, str]:
     from workflows import steps
 
     with console.progress("images") as progress:
-        return steps.prepare(config, root, progress)
+        return steps.prepare(config, root, progress, workers)
 
 
 @unic.group()

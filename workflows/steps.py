@@ -41,11 +41,14 @@ def run_uri(config: RunConfig, root: str) -> str:
     return join(root, "runs", config.name)
 
 
-def prepare(config: RunConfig, root: str, progress: Progress = _quiet) -> dict[str, str]:
-    """Make every data set of `config.datasets` below `root`; returns their URIs by name. A repeat does nothing."""
+def prepare(config: RunConfig, root: str, progress: Progress = _quiet, workers: int | None = None) -> dict[str, str]:
+    """Make every data set of `config.datasets` below `root`; returns their URIs by name. A repeat does nothing.
+
+    `workers` processes do it, by default one per processor.
+    """
     from unic_core.data.prepare import prepare_dataset
 
-    return {d.name: prepare_dataset(d, root, partial(progress, d.name)) for d in config.datasets}
+    return {d.name: prepare_dataset(d, root, partial(progress, d.name), workers) for d in config.datasets}
 
 
 def check(config: RunConfig) -> None:

@@ -22,7 +22,6 @@ from workflows.storage.connection import (
     connection,
     is_throttled,
     is_transient,
-    is_trusted,
     no_bucket,
     translate,
 )
@@ -160,14 +159,14 @@ class S3Store:
             try:
                 result = action(server.client)
             except (aws.BotoCoreError, aws.ClientError, SizeError) as error:
-                again = is_transient(error) and (server.answered or is_trusted() or is_throttled(error))
+                again = is_transient(error) and (server.answered or is_throttled(error))
                 if not again or time.monotonic() > deadline:
                     raise self._explain(error, where, server) from error
                 log.warning("%s: %s; trying again", where, error)
                 time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
                 pause = min(2 * pause, 30.0)
             else:
-                server.answered = True
+                server.has_answered()
                 return result
 
     def _explain(self, error: Exception, where: str, server: Connection) -> Exception:
