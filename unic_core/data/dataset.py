@@ -62,11 +62,13 @@ class ShardedDataset:
         self.classes: tuple[str, ...] = tuple(info["classes"])
         self._shards = [ShardInfo(**shard) for shard in info["splits"][split]["shards"]]
         with ThreadPoolExecutor(_INDEX_THREADS) as pool:
-            self._index = np.concatenate(list(pool.map(partial(_read_index, store), self._shards)))
+            files = list(pool.map(partial(_fetch_index, store), self._shards))
+        # parsed in one thread: in several at a time Python 3.11's parser of literals, which numpy uses, breaks
+        self._index = np.concatenate([parse_index(data, where) for where, data in files])
         self._ends = np.cumsum([shard.count for shard in self._shards])
         self._chunk = 32
-        files = FileCache(cache or default_cache(), cache_bytes, self.cached_names) if cache_bytes else None
-        self._files = ShardFiles(uri, self._shards, files)
+        local = FileCache(cache or default_cache(), cache_bytes, self.cached_names) if cache_bytes else None
+        self._files = ShardFiles(uri, self._shards, local)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -182,7 +184,8 @@ def _read_info(store: Store) -> dict[str, Any]:
     return info
 
 
-def _read_index(store: Store, shard: ShardInfo) -> Indices:
+def _fetch_index(store: Store, shard: ShardInfo) -> tuple[str, bytes]:
+    """Address and content of a shard's index, verified."""
     where = join(store.uri, f"{shard.name}.npy")
     try:
         data = store.get(f"{shard.name}.npy")
@@ -190,4 +193,4 @@ def _read_index(store: Store, shard: ShardInfo) -> Indices:
         raise UnicError(f"{where} is missing; prepare the data set again") from None
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise UnicError(f"{where} differs from its sha256 in {INFO_NAME}; delete the data set and prepare it again")
-    return parse_index(data, where)
+    return where, data
