@@ -85,7 +85,8 @@ class FileCache:
                     part = self._reserve(sha256, size)
                     try:
                         _download(store, key, part, sha256, size)
-                        os.replace(part, self.directory / sha256)
+                        with self._lock("evict.lock", wait=True):  # or a listing could see neither of the names
+                            os.replace(part, self.directory / sha256)
                     finally:
                         part.unlink(missing_ok=True)
         except OSError as error:
