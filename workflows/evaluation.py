@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -49,6 +50,7 @@ class ProbeSet:
 
     config: ProbeConfig
     test: ShardedDataset
+    classifier: Literal["logreg", "sgd"]
 
 
 def evaluate_group(
@@ -70,7 +72,8 @@ def evaluate_group(
         sets: list[ProbeSet] = []
         for probe in probes:
             try:
-                sets.append(ProbeSet(probe, _open(config, datasets, probe.dataset, probe.test_split)))
+                test = _open(config, datasets, probe.dataset, probe.test_split)
+                sets.append(ProbeSet(probe, test, probes[0].classifier))
             except UnicError as error:
                 rows += _failed(name, role, "", probe, error)
         try:
@@ -100,7 +103,9 @@ def _probe(
         say(f"{subject.name}: known from an earlier run")
         return rows
     say(f"{subject.name}: features of {len(train):,} training images of {train.name}")
-    fitted = fit_probe(_features(config, root, subject, train), config.evaluation, config.seed, _device())
+    classifier = missing[0].classifier
+    features = _features(config, root, subject, train)
+    fitted = fit_probe(features, config.evaluation, config.seed, _device(), classifier)
     for item in missing:
         new = []
         try:
@@ -174,7 +179,8 @@ def _teacher(config: TeacherConfig, dtype: torch.dtype) -> Subject:
 
 def _cache_key(config: RunConfig, subject: Subject, train: ShardedDataset, item: ProbeSet) -> str:
     """What a result depends on; anything else about the run may differ."""
-    evaluation = config.evaluation.model_dump(mode="json", exclude={"probes", "random_student", "batch"})
+    free = {"probes", "random_student", "batch"}
+    evaluation = config.evaluation.model_dump(mode="json", exclude=free) | {"classifier": item.classifier}
     parts = [subject.sha256, subject.image_size, train.fingerprint, item.config.train_split, item.test.fingerprint,
              item.config.test_split, item.config.dataset, item.config.group, evaluation, config.seed]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest() + ".json"
@@ -210,7 +216,7 @@ def _failed(name: str, role: Role, sha256: str, probe: ProbeConfig, error: BaseE
             sha256=sha256,
             error=reason,
         )
-        for protocol in ("logreg", "knn")
+        for protocol in (probe.classifier, "knn")
     ]
 
 

@@ -140,6 +140,8 @@ def _caption(table: Table) -> str:
             "Logistic regression on frozen features: C is selected on a validation split, then the classifier is "
             "fitted again on all training images."
         )
+        by_sgd = sorted({row.dataset for row in table.rows.values() if row.protocol == "sgd"})
+        how += f" SGD instead of it on {', '.join(by_sgd)}." if by_sgd else ""
     else:
         ks = sorted({f"{row.hyper['k']:g}" for row in table.rows.values() if "k" in row.hyper})
         how = f"The nearest training images by cosine similarity vote{', k = ' + ' or '.join(ks) if ks else ''}."

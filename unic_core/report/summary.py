@@ -11,6 +11,7 @@ from unic_core.errors import UnicError
 from unic_core.evals.results import Group, Protocol, ResultRow, Role
 
 PROTOCOLS: tuple[Protocol, ...] = ("logreg", "knn")
+_TABLE: Mapping[Protocol, Protocol] = {"sgd": "logreg"}  # both are the linear probe, one per data set
 
 
 class Model(NamedTuple):
@@ -112,7 +113,7 @@ def summarize(rows: Sequence[ResultRow], config: RunConfig) -> Summary:
         raise UnicError("there are no results to report; evaluate first")
     index: dict[tuple[str, str, str], ResultRow] = {}
     for row in rows:
-        key = (row.model, row.dataset, row.protocol)
+        key = (row.model, row.dataset, _TABLE.get(row.protocol, row.protocol))
         if key in index:
             raise UnicError(
                 f"two {row.protocol} results of {row.model} on {row.dataset}; name every data set once in the probes"
