@@ -103,10 +103,9 @@ def objective(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, c_values: Sequ
     """C * sum of cross-entropies + ||W||^2 / 2 in float64, [P], of weight [P, D, K] and bias [P, K]."""
     values = []
     for c, w, b in zip(c_values, weight.double(), bias.double(), strict=True):
-        loss = sum(
-            F.cross_entropy(part.double() @ w + b, labels, reduction="sum")
-            for part, labels in zip(x.split(2**14), y.split(2**14), strict=True)
-        )
+        loss = w.new_zeros(())
+        for part, labels in zip(torch.split(x, 2**14), torch.split(y, 2**14), strict=True):
+            loss += F.cross_entropy(part.double() @ w + b, labels, reduction="sum")
         values.append(c * loss + w.square().sum() / 2)
     return torch.stack(values)
 
@@ -232,7 +231,8 @@ def _per_c(values: Tensor, like: Tensor) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product per C: [P, ...] and [P, ...] to [P] float64."""
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).double()
+    products: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    return products.double()
 
 
 # ---------------------------------------------------------------- L-BFGS

@@ -33,7 +33,7 @@ class Heads:
     def predict(self, x: Tensor) -> Tensor:
         """Class numbers [H, n] int64 of features [n, D]."""
         parts = [_logits(F.normalize(part.to(self.weight), dim=1), self.weight, self.bias).argmax(2)
-                 for part in x.split(BATCH)]  # fmt: skip
+                 for part in torch.split(x, BATCH)]  # fmt: skip
         return torch.cat(parts, 1)
 
 
@@ -98,7 +98,7 @@ def _fit(
     rng = np.random.default_rng(seed)
     for epoch in range(epochs):
         rate = torch.tensor([learning_rate(lr, epoch, epochs) for lr in lrs], device=device)[:, None, None]
-        for chosen in torch.from_numpy(rng.permutation(len(x))).split(BATCH):
+        for chosen in torch.split(torch.from_numpy(rng.permutation(len(x))), BATCH):
             rows = F.pad(F.normalize(x[chosen].to(device).float(), dim=1), (0, 1), value=1.0)
             labels = y[chosen].to(device)
             wrong = (rows @ theta.flatten(0, 1).T).view(len(rows), count, classes).softmax(2)
