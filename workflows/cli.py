@@ -18,6 +18,7 @@ import click
 from unic_core import __version__
 from unic_core.errors import UnicError
 from workflows import console
+from workflows.commands.datasets import datasets
 
 if TYPE_CHECKING:
     from unic_core.config import RunConfig
@@ -59,6 +60,9 @@ def unic() -> None:
     CONFIG is the name of a recipe, a YAML file or the URI of one; key=value pairs after it change single keys, as in
     `unic distill fashion_demo training.steps=100`.
     """
+
+
+unic.add_command(datasets)
 
 
 def _root(_context: click.Context, _parameter: click.Parameter, value: str) -> str:

@@ -1,0 +1,1 @@
+"""Commands of `unic` by topic; workflows.cli puts them together."""
