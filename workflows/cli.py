@@ -18,6 +18,7 @@ import click
 from unic_core import __version__
 from unic_core.errors import UnicError
 from workflows import console
+from workflows.commands.compare import compare
 from workflows.commands.datasets import datasets
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def unic() -> None:
 
 
 unic.add_command(datasets)
+unic.add_command(compare)
 
 
 def _root(_context: click.Context, _parameter: click.Parameter, value: str) -> str:

@@ -48,7 +48,7 @@ class InTrainingKnn:
         finally:
             student.train(training)
         if int(torch.cat([train.y, test.y]).min()) < 0:
-            raise UnicError("evaluation.knn_every needs labels, but some images have none; choose a labeled probe")
+            raise UnicError("kNN in training needs labels, but some images have none; choose a labeled data set")
         classes = int(torch.cat([train.y, test.y]).max()) + 1
         found = classify_knn(
             train.x.to(device), train.y.to(device), test.x.to(device), self.ks, self.temperature, classes

@@ -41,6 +41,6 @@ def test_plain_colors_are_told_apart_and_training_goes_on_untouched() -> None:
 
 def test_images_without_labels_are_refused_and_the_mode_is_restored() -> None:
     student = Student(CONFIG).train()
-    with pytest.raises(UnicError, match="knn_every needs labels"):
+    with pytest.raises(UnicError, match="kNN in training needs labels"):
         InTrainingKnn(lambda: colors(8, labeled=False), lambda: colors(4), (1,), 0.07)(student)
     assert student.training
