@@ -19,6 +19,8 @@ from unic_core import __version__
 from unic_core.errors import UnicError
 from workflows import console
 from workflows.commands.checkpoints import checkpoints
+from workflows.commands.compare import compare
+from workflows.commands.datasets import datasets
 
 if TYPE_CHECKING:
     from unic_core.config import RunConfig
@@ -352,4 +354,5 @@ def config_schema() -> None:
     console.say(json.dumps(json_schema(), indent=2))
 
 
-unic.add_command(checkpoints)
+for command in (checkpoints, compare, datasets):
+    unic.add_command(command)
