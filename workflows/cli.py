@@ -9,21 +9,22 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from unic_core import __version__
 from unic_core.errors import UnicError
 from workflows import console
+from workflows.commands.launch import cancel, launch, logs
+from workflows.commands.options import config_argument, overrides_argument, probe_option, root_option, with_config
+from workflows.commands.run import run
+from workflows.termination import last_words
 
 if TYPE_CHECKING:
     from unic_core.config import RunConfig
     from workflows.stack import Stack
-
-Command = Callable[..., Any]
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
@@ -37,9 +38,11 @@ def main() -> None:
         code = unic.main(standalone_mode=False)
     except UnicError as error:
         click.echo(f"error: {error}", err=True)
+        last_words(str(error))
         code = 2
     except click.ClickException as error:
         error.show()
+        last_words(error.format_message())
         code = 2
     except (click.Abort, KeyboardInterrupt):
         from workflows.processes import end_descendants
@@ -59,42 +62,6 @@ def unic() -> None:
     CONFIG is the name of a recipe, a YAML file or the URI of one; key=value pairs after it change single keys, as in
     `unic distill fashion_demo training.steps=100`.
     """
-
-
-def _root(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    from unic_core.storage import open_store
-
-    return open_store(value).uri  # an unknown scheme is refused at once; a path becomes absolute
-
-
-root_option = click.option(
-    "--root",
-    envvar="UNIC_ROOT",
-    default="./.unic",
-    show_default=True,
-    callback=_root,
-    help="Where data sets and runs lie: a directory or s3://bucket/prefix. [env: UNIC_ROOT]",
-)
-
-
-probe_option = click.option(
-    "--probe", "probes", multiple=True, metavar="NAME", help="Only this data set; may be given repeatedly."
-)
-config_argument = click.argument("config")
-overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-
-
-def with_config(command: Command) -> Command:
-    """CONFIG [KEY=VALUE]... --root URI: `command` gets the validated config first."""
-
-    def call(config: str, overrides: tuple[str, ...], **options: Any) -> Any:
-        from unic_core.config import load_config
-
-        return command(load_config(config, overrides), **options)
-
-    call.__name__, call.__doc__ = command.__name__, command.__doc__
-    call.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
-    return config_argument(overrides_argument(call))
 
 
 @unic.command()
@@ -168,6 +135,10 @@ def report(config: RunConfig, root: str) -> None:
     metrics = steps.report(config, run, console.say)
     console.table(("metric", "value"), sorted(metrics.items()))
     console.say(f"report: {run}/report/index.html")
+
+
+for command in (run, launch, logs, cancel):
+    unic.add_command(command)
 
 
 def _prepare(config: RunConfig, root: str) -> dict[str, str]:

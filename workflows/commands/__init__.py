@@ -1,0 +1,1 @@
+"""Commands of `unic`, one module per topic. Heavy imports stay inside the functions."""
