@@ -50,9 +50,13 @@ bench: env
 	@for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 # Refresh the pins. No index address is written: any mirror of the Python package index serves them.
+# The image's pins are a part of the first, without what only kfp's client and compiler need.
+COMPILE := uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header --generate-hashes
+
 lock:
-	uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header --generate-hashes \
-		--extra demo --extra onnx --group dev pyproject.toml -o requirements.lock
+	$(COMPILE) --extra demo --extra onnx --group dev pyproject.toml -o requirements.lock
+	$(COMPILE) --override docker/overrides.txt -c requirements.lock pyproject.toml -o docker/requirements.lock
+	$(COMPILE) --no-deps -c requirements.lock docker/demo.in -o docker/demo.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

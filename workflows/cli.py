@@ -18,6 +18,7 @@ from unic_core import __version__
 from unic_core.errors import UnicError
 from workflows import console
 from workflows.commands.launch import cancel, launch, logs
+from workflows.commands.mirror import teachers
 from workflows.commands.options import config_argument, overrides_argument, probe_option, root_option, with_config
 from workflows.commands.run import run
 from workflows.termination import last_words
@@ -137,7 +138,7 @@ def report(config: RunConfig, root: str) -> None:
     console.say(f"report: {run}/report/index.html")
 
 
-for command in (run, launch, logs, cancel):
+for command in (run, launch, logs, cancel, teachers):
     unic.add_command(command)
 
 
@@ -183,15 +184,6 @@ def pipeline_run(config: str, overrides: tuple[str, ...], root: str, probes: tup
     run = steps.run_uri(resolved, root)
     console.say(f"report: {run}/report/index.html")
     return console.show_rows(steps.read_rows(open_store(run)))
-
-
-@unic.command()
-def teachers() -> None:
-    """List the teachers, with license and size."""
-    from unic_core.teachers import REGISTRY
-
-    rows = [(s.id, s.model, s.license, s.parameters or "", s.gflops or "", s.image_size) for s in REGISTRY.values()]
-    console.table(("teacher", "timm model", "license", "M params", "GFLOPs", "pixels"), rows)
 
 
 @unic.command("import")

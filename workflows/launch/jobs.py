@@ -21,7 +21,7 @@ from workflows.launch.cluster import TIMEOUT, connect, sentences
 from workflows.launch.config import LaunchConfig, Phase, Status, job_name
 from workflows.launch.follow import wait
 from workflows.launch.manifest import pytorchjob
-from workflows.launch.pods import CONFIG_DIGEST, Object, config_map, digest
+from workflows.launch.pods import CONFIG_DIGEST, Object, config_map, digest, peers
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class ClusterJobs:
         self.kind, self.launch, self.namespace = kind, launch, launch.namespace
         api = connect()
         self._objects, self._core = client.CustomObjectsApi(api), client.CoreV1Api(api)
+        self._network = client.NetworkingV1Api(api)
         self._place = {"group": kind.group, "version": kind.version, "namespace": self.namespace, "plural": kind.plural}
 
     def submit(self, run: RunConfig, root: str) -> bool:
@@ -105,7 +106,7 @@ class ClusterJobs:
                 break
             self._delete(name, "Foreground")
             self._await_absence(name)
-        self._ensure_config(run, job)
+        self._ensure_companions(run, job)
         return created
 
     def status(self, name: str) -> Status:
@@ -206,20 +207,28 @@ class ClusterJobs:
                 raise UnicError(f"the failed job {name} is still being deleted; try again in a minute")
             time.sleep(1)
 
-    def _ensure_config(self, run: RunConfig, job: Object) -> None:
-        """Create the config map, owned by the job, so that it goes when the job goes. The pods wait for it."""
-        body = config_map(self.launch, run)
+    def _ensure_companions(self, run: RunConfig, job: Object) -> None:
+        """The config map and the network policy, owned by the job, so that they go when it goes. The pods wait."""
         owner = {key: job[key] for key in ("apiVersion", "kind")} | {k: job["metadata"][k] for k in ("name", "uid")}
-        body["metadata"]["ownerReferences"] = [owner]
-        name = body["metadata"]["name"]
-        try:
-            with sentences(f"create the config map {name}"):
-                self._core.create_namespaced_config_map(self.namespace, body, _request_timeout=TIMEOUT)
-        except UnicError as error:
-            if _code(error) != 409:
-                raise
-            with sentences(f"replace the config map {name}"):
-                self._core.replace_namespaced_config_map(name, self.namespace, body, _request_timeout=TIMEOUT)
+        core, network = self._core, self._network
+        for body, create, replace in (
+            (config_map(self.launch, run), core.create_namespaced_config_map, core.replace_namespaced_config_map),
+            (
+                peers(self.launch, run),
+                network.create_namespaced_network_policy,
+                network.replace_namespaced_network_policy,
+            ),
+        ):
+            name = body["metadata"]["name"]
+            body["metadata"]["ownerReferences"] = [owner]
+            try:
+                with sentences(f"create the {body['kind']} {name}"):
+                    create(self.namespace, body, _request_timeout=TIMEOUT)
+            except UnicError as error:
+                if _code(error) != 409:
+                    raise
+                with sentences(f"replace the {body['kind']} {name}"):
+                    replace(name, self.namespace, body, _request_timeout=TIMEOUT)
 
     def _pods(self, selector: str) -> list[Object]:
         with sentences("list the job's pods"):

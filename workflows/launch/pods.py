@@ -32,6 +32,28 @@ def config_map(launch: LaunchConfig, run: RunConfig) -> Object:
     }
 
 
+def peers(launch: LaunchConfig, run: RunConfig) -> Object:
+    """The network policy of a job: its pods talk to each other on every port, and nobody else to them.
+
+    Every port, because collectives listen where the system lets them. What else the pods may reach, a policy of the
+    namespace says (k8s/base/network.yaml).
+    """
+    members = {
+        "podSelector": {"matchLabels": {"app.kubernetes.io/instance": labels(run)["app.kubernetes.io/instance"]}}
+    }
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(launch, run, f"{job_name(run)}-peers"),
+        "spec": {
+            "podSelector": members["podSelector"],
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": [members]}],
+            "egress": [{"to": [members]}],
+        },
+    }
+
+
 def digest(run: RunConfig) -> str:
     """Changes when the config does."""
     return hashlib.sha256(dump_config(run).encode()).hexdigest()
@@ -41,7 +63,7 @@ def labels(run: RunConfig) -> dict[str, str]:
     """On every object of the job; `instance` is what the network policies tell jobs apart by."""
     return {
         "app.kubernetes.io/name": "unic",
-        "app.kubernetes.io/instance": job_name(run),
+        "app.kubernetes.io/instance": f"unic-{job_name(run)}",
         "app.kubernetes.io/component": "training",
         "app.kubernetes.io/part-of": "unic",
         "app.kubernetes.io/version": __version__,
