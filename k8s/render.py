@@ -15,7 +15,7 @@ import yaml
 
 from unic_core.config import RunConfig, load_config
 from workflows.launch import LaunchConfig
-from workflows.launch.manifest import pytorchjob
+from workflows.launch.manifest import pytorchjob, rayjob
 from workflows.launch.pods import config_map, peers
 
 HERE = Path(__file__).resolve().parent
@@ -30,7 +30,7 @@ HEADER = """\
 #   kubectl apply -f k8s/base/namespace.yaml
 #   kubectl -n unic create secret generic unic-s3 \\
 #       --from-literal=AWS_ACCESS_KEY_ID=... --from-literal=AWS_SECRET_ACCESS_KEY=...
-#   kubectl -n unic create secret generic unic-ray --from-literal=token="$(openssl rand -hex 32)"
+#   kubectl -n unic create secret generic unic-ray --from-literal=auth_token="$(openssl rand -hex 32)"
 #   unic teachers mirror smoke --to s3://unic/teachers       # the teachers' weights, once
 #   the addresses in the config map unic-settings below; for S3 and MLflow of your own: kubectl apply -k k8s/services
 #
@@ -65,8 +65,11 @@ def launch(**changes: Any) -> LaunchConfig:
 def rendered() -> dict[str, str]:
     """Text of every generated file, by its path below k8s/."""
     run = recipe()
-    companions = [config_map(launch(), run), peers(launch(), run)]
-    return {"base/job.yaml": GENERATED + _yaml([*companions, pytorchjob(launch(), run, ROOT)])}
+    kinds = {"base/job.yaml": (launch(), pytorchjob), "overlays/rayjob/job.yaml": (launch(backend="rayjob"), rayjob)}
+    return {
+        path: GENERATED + _yaml([config_map(settings, run), peers(settings, run), render(settings, run, ROOT)])
+        for path, (settings, render) in kinds.items()
+    }
 
 
 def bundle(directory: Path) -> str:
@@ -75,8 +78,23 @@ def bundle(directory: Path) -> str:
     return done.stdout
 
 
+class _Plain(yaml.SafeDumper):
+    """YAML without anchors, and texts of several lines as blocks."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in value else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Plain.add_representer(str, _text)
+
+
 def _yaml(objects: list[dict[str, Any]]) -> str:
-    return yaml.safe_dump_all(objects, sort_keys=False, width=120)
+    return str(yaml.dump_all(objects, Dumper=_Plain, sort_keys=False, width=120))
 
 
 def main() -> None:

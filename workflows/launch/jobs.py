@@ -20,7 +20,7 @@ from workflows.launch import diagnosis
 from workflows.launch.cluster import TIMEOUT, connect, sentences
 from workflows.launch.config import LaunchConfig, Phase, Status, job_name
 from workflows.launch.follow import wait
-from workflows.launch.manifest import pytorchjob
+from workflows.launch.manifest import pytorchjob, rayjob
 from workflows.launch.pods import CONFIG_DIGEST, Object, config_map, digest, peers
 
 
@@ -52,6 +52,18 @@ def _condition(job: Object) -> tuple[Phase, str]:
     return "pending", ""
 
 
+def _deployment(job: Object) -> tuple[Phase, str]:
+    """Phase and message of a RayJob."""
+    phases: dict[str, Phase] = {
+        "Complete": "succeeded",
+        "Failed": "failed",
+        "ValidationFailed": "failed",
+        "Running": "running",
+    }
+    status = job.get("status", {})
+    return phases.get(status.get("jobDeploymentStatus", ""), "pending"), status.get("message", "")
+
+
 PYTORCHJOB = Kind(
     name="PyTorchJob",
     group="kubeflow.org",
@@ -65,7 +77,20 @@ PYTORCHJOB = Kind(
     container="pytorch",
 )
 
-KINDS = {"pytorchjob": PYTORCHJOB}
+RAYJOB = Kind(
+    name="RayJob",
+    group="ray.io",
+    version="v1",
+    plural="rayjobs",
+    operator="the KubeRay operator",
+    render=rayjob,
+    phase=_deployment,
+    pods="app.kubernetes.io/instance=unic-{name}",
+    driver="job-name={name}",
+    container="ray-job-submitter",
+)
+
+KINDS = {"pytorchjob": PYTORCHJOB, "rayjob": RAYJOB}
 
 
 class ClusterJobs:
@@ -138,7 +163,7 @@ class ClusterJobs:
 
     def driver(self, name: str) -> Object | None:
         """The newest pod with the driver, when its container has started."""
-        pods = self._pods(f"{self.kind.pods.format(name=name)},{self.kind.driver}")
+        pods = self._pods(f"{self.kind.pods},{self.kind.driver}".format(name=name))
         started = [pod for pod in pods if _has_started(pod, self.kind.container)]
         return max(started, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
 

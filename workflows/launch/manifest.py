@@ -6,11 +6,23 @@ This is the only place that describes them. `unic launch` submits what these fun
 
 from __future__ import annotations
 
+import shlex
+
 from unic_core.config import RunConfig
 from workflows.launch.config import LaunchConfig, job_name
-from workflows.launch.pods import CONFIG_FILE, METRICS_PORT, RAY_SECRET, Object, container, metadata, template
+from workflows.launch.pods import (
+    CONFIG_FILE,
+    METRICS_PORT,
+    RAY_SECRET,
+    RAY_TOKEN,
+    Object,
+    container,
+    metadata,
+    template,
+)
 
-NODE_PORT = 6380
+NODE_PORT, DASHBOARD_PORT = 6380, 8265
+RAY_VERSION = "2.60.0"
 PATIENCE_S = 600  # how long a stage waits for S3 or MLflow that went away
 
 
@@ -55,7 +67,7 @@ def _node(launch: LaunchConfig, run: RunConfig, root: str) -> Object:
         "name": "pytorch",  # the operator asks for this name
         "command": ["python", "-m", "workflows.launch.node", "--"],
         "args": driver(launch, root),
-        "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
+        "ports": [{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}],
         "readinessProbe": {"tcpSocket": {"port": NODE_PORT}, "periodSeconds": 10},
         **common,
         "env": [
@@ -65,8 +77,64 @@ def _node(launch: LaunchConfig, run: RunConfig, root: str) -> Object:
             {"name": "UNIC_NODE_CPUS", "value": str(launch.cpus(run))},
             {"name": "UNIC_HEAD", "value": f"{job_name(run)}-worker-0"},
             {"name": "RAY_AUTH_MODE", "value": "token"},
-            {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": {"name": RAY_SECRET, "key": "token"}}},
+            {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": {"name": RAY_SECRET, "key": RAY_TOKEN}}},
         ],
+    }
+
+
+def rayjob(launch: LaunchConfig, run: RunConfig, root: str) -> Object:
+    """The same pods under KubeRay: the head runs the driver, and a small pod submits it and shows its log.
+
+    A failed job is tried again on a new cluster, which continues at the run's last checkpoint.
+    """
+    common, name = container(launch, run), job_name(run)
+    start = {
+        "num-cpus": str(launch.cpus(run)),
+        "object-store-memory": str(200 * 2**20),
+        "metrics-export-port": str(METRICS_PORT),
+        "disable-usage-stats": "true",
+    }
+    ray = {**common, "ports": [{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}]}
+    small = {"cpu": "500m", "memory": "1Gi"}
+    submitter = template(
+        launch,
+        run,
+        {**common, "name": "ray-job-submitter", "resources": {"requests": {**small, "cpu": "50m"}, "limits": small}},
+    )
+    submitter["spec"]["restartPolicy"] = "Never"
+    workers = launch.pods(run) - 1
+    group = {
+        "groupName": "workers",
+        "replicas": workers,
+        "minReplicas": workers,
+        "maxReplicas": workers,
+        "rayStartParams": start,
+        "template": template(launch, run, {"name": "ray-worker", **ray}),
+    }
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": metadata(launch, run, name),
+        "spec": {
+            "entrypoint": shlex.join(driver(launch, root)),
+            "submissionMode": "K8sJobMode",
+            "backoffLimit": 2,
+            "activeDeadlineSeconds": launch.deadline_s,
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": 60,
+            "suspend": bool(launch.queue),
+            "submitterPodTemplate": submitter,
+            "rayClusterSpec": {
+                "rayVersion": RAY_VERSION,
+                "authOptions": {"mode": "token", "secretName": RAY_SECRET},
+                "headGroupSpec": {
+                    # the operator and the submitter talk to the dashboard; token and network policy keep others out
+                    "rayStartParams": start | {"dashboard-host": "0.0.0.0"},  # noqa: S104
+                    "template": template(launch, run, {"name": "ray-head", **ray}),
+                },
+                **({"workerGroupSpecs": [group]} if workers else {}),
+            },
+        },
     }
 
 

@@ -30,9 +30,7 @@ from workflows.termination import last_words
 
 log = logging.getLogger(__name__)
 
-HEAD_PORT, NODE_PORT, OBJECT_PORT, ENVIRONMENT_PORT, AGENT_GRPC_PORT, AGENT_PORT, METRICS_PORT, CLIENT_PORT = range(
-    6379, 6387
-)
+HEAD_PORT, NODE_PORT, OBJECT_PORT, ENVIRONMENT_PORT, AGENT_GRPC_PORT, AGENT_PORT, METRICS_PORT = range(6379, 6386)
 WORKER_PORTS = range(10100, 11000)
 
 HOPELESS = 3
@@ -106,7 +104,7 @@ class Supervisor:
     def head(self, driver: Sequence[str]) -> int:
         """Ray's head and the driver; returns the exit code of the pod."""
         node = self.node
-        options = [f"--port={HEAD_PORT}", f"--ray-client-server-port={CLIENT_PORT}", "--dashboard-host=127.0.0.1"]
+        options = [f"--port={HEAD_PORT}", "--dashboard-host=127.0.0.1"]
         ray = self._spawn([*node.start_command, "--head", *options])
         while not _answers(node.ip, HEAD_PORT):
             if self.stopping:

@@ -20,6 +20,7 @@ GRACE_S = 90  # announce a drain, save a checkpoint, leave
 METRICS_PORT = 6385
 
 SETTINGS, S3_SECRET, MLFLOW_SECRET, RAY_SECRET = "unic-settings", "unic-s3", "unic-mlflow", "unic-ray"
+RAY_TOKEN = "auth_token"  # noqa: S105 (the key that KubeRay reads, not its value)
 
 
 def config_map(launch: LaunchConfig, run: RunConfig) -> Object:
@@ -41,6 +42,8 @@ def peers(launch: LaunchConfig, run: RunConfig) -> Object:
     members = {
         "podSelector": {"matchLabels": {"app.kubernetes.io/instance": labels(run)["app.kubernetes.io/instance"]}}
     }
+    operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay"}}}
+    others = [{"from": [operator], "ports": [{"protocol": "TCP", "port": 8265}]}] if launch.backend == "rayjob" else []
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -48,7 +51,7 @@ def peers(launch: LaunchConfig, run: RunConfig) -> Object:
         "spec": {
             "podSelector": members["podSelector"],
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"from": [members]}],
+            "ingress": [{"from": [members]}, *others],
             "egress": [{"to": [members]}],
         },
     }

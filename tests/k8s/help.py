@@ -1,0 +1,69 @@
+"""What the cluster tests share: kubectl, waiting, small runs on small pods."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from unic_core.config import RunConfig, load_config
+from workflows.launch import LaunchConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMESPACE = "unic"
+IMAGE = os.environ.get("UNIC_IMAGE", "unic:0.1.0")
+STORE = "s3://unic"
+
+
+def kubectl(*arguments: str, stdin: str | None = None, check: bool = True) -> str:
+    """Standard output of kubectl; AssertionError with its words when it fails."""
+    done = subprocess.run(["kubectl", *arguments], input=stdin, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+    return done.stdout if check else done.stdout + done.stderr
+
+
+def get(kind: str, name: str = "", **options: str) -> Any:
+    """Objects as plain data."""
+    flags = [f"--{key}={value}" for key, value in options.items()]
+    return json.loads(kubectl("-n", NAMESPACE, "get", kind, *([name] if name else []), *flags, "-o", "json"))
+
+
+def until(ready: Callable[[], Any], what: str, patience_s: float = 300) -> Any:
+    """The first true value of `ready()`."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        if value := ready():
+            return value
+        assert time.monotonic() < deadline, f"{what} did not happen within {patience_s:.0f} s"
+        time.sleep(0.5)
+
+
+def small(name: str, *overrides: str) -> RunConfig:
+    """A run of half a minute on two pods, with the least evaluation."""
+    short = (
+        "cluster.workers=2",
+        "evaluation.random_student=false",
+        "evaluation.c_values=[1.0]",
+        "evaluation.knn_k=[10]",
+    )
+    return load_config("smoke", [f"name={name}", *short, *overrides])
+
+
+def settings(**changes: Any) -> LaunchConfig:
+    """Pods that fit beside the services on one machine."""
+    sizes = {"cpu": "1", "cpu_request": "100m", "memory": "3Gi", "shared_memory": "1Gi", "scratch": "5Gi"}
+    return LaunchConfig(**{"namespace": NAMESPACE, "image": IMAGE, **sizes, **changes})
+
+
+def read_secret(name: str, key: str) -> str:
+    return base64.b64decode(get("secret", name)["data"][key]).decode()
+
+
+def address(service: str) -> str:
+    """The service's own address: this machine is a node of the cluster, or reaches it like one."""
+    return str(get("service", service)["spec"]["clusterIP"])
