@@ -37,14 +37,14 @@ def services(cluster: None) -> Iterator[None]:
     for name in ("s3", "mlflow"):
         kubectl("-n", NAMESPACE, "rollout", "status", f"deployment/{name}", "--timeout=300s")
     kubectl("-n", NAMESPACE, "wait", "--for=condition=complete", "job/teachers", "--timeout=300s")
-    kubectl("apply", "-k", str(ROOT / "k8s/base"))
+    for name in ("access", "network", "scheduling", "settings"):  # the base without its job
+        kubectl("-n", NAMESPACE, "apply", "-f", str(ROOT / f"k8s/base/{name}.yaml"))
     with pytest.MonkeyPatch.context() as patch:
         for key in [key for key in os.environ if key.startswith(("AWS_", "MLFLOW_TRACKING", "UNIC_"))]:
             patch.delenv(key)
         patch.setenv("AWS_ENDPOINT_URL_S3", f"http://{address('s3')}:8333")
         patch.setenv("AWS_ACCESS_KEY_ID", "unic")
         patch.setenv("AWS_SECRET_ACCESS_KEY", read_secret("unic-s3", "AWS_SECRET_ACCESS_KEY"))
-        patch.setenv("MLFLOW_TRACKING_URI", f"http://{address('mlflow')}:5000")
         yield
 
 

@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,19 @@ def until(ready: Callable[[], Any], what: str, patience_s: float = 300) -> Any:
             return value
         assert time.monotonic() < deadline, f"{what} did not happen within {patience_s:.0f} s"
         time.sleep(0.5)
+
+
+@contextmanager
+def forwarded(service: str, port: int) -> Iterator[str]:
+    """The address on this machine of a service's port, for servers that want to be called by a name they know."""
+    command = ["kubectl", "-n", NAMESPACE, "port-forward", f"service/{service}", f":{port}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()  # Forwarding from 127.0.0.1:40123 -> 5000
+            yield f"http://localhost:{line.split()[2].rpartition(':')[2]}"
+        finally:
+            process.terminate()
 
 
 def small(name: str, *overrides: str) -> RunConfig:

@@ -161,6 +161,8 @@ class Supervisor:
     def _drain(self, head: str, gone: Callable[[], bool]) -> None:
         """Announce that the node leaves and give it time: a drained node goes when its training worker has saved."""
         node = self.node
+        if not _answers(head, HEAD_PORT):  # the job is over, or the head is gone: nobody is there to be told
+            return
         deadline = time.monotonic() + node.kill_s
         log.info("stopping: the node leaves in %.0f s", node.drain_s)
         address = f"{head}:{HEAD_PORT}"
