@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: env demo test test-fast test-cluster lint format bench lock clean
+.PHONY: env demo test test-fast test-cluster scan lint format bench lock clean
 
 env: $(STAMP)
 
@@ -31,8 +31,13 @@ test: lint
 test-fast: env
 	$(BIN)/python -m pytest -m "not slow"
 
+# Needs a kubeconfig that leads to a cluster with the images unic:0.1.0 and unic-dev:0.1.0; skips where there is none.
 test-cluster: env
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest -m cluster -rs
+
+# Insecure settings in manifests and Dockerfile.
+scan: env
+	$(BIN)/python -m k8s.scan
 
 lint: env
 	$(BIN)/ruff check .

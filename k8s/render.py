@@ -1,4 +1,4 @@
-"""Writes the generated manifests: `python -m k8s.render`. The sources are `workflows.launch` and the files in base/.
+"""Writes the generated manifests: `python -m k8s.render`. Their sources are `workflows.launch` and namespace/.
 
 base/job.yaml                    config map, network policy and PyTorchJob of the recipe `smoke`, two pods
 overlays/rayjob/job.yaml         the same as a RayJob
@@ -20,14 +20,14 @@ from workflows.launch.pods import config_map, peers
 
 HERE = Path(__file__).resolve().parent
 ROOT = "s3://unic"
-GENERATED = "# Written by `python -m k8s.render`; change workflows/launch or k8s/base instead.\n"
+GENERATED = "# Written by `python -m k8s.render`; change workflows/launch or k8s/namespace instead.\n"
 HEADER = """\
 # One distillation as a Kubeflow PyTorchJob: two pods that form a Ray cluster, checkpoints, student and report on S3,
 # curves and the registered model in MLflow. It ends as Succeeded, survives the loss of any pod, and does nothing
 # when it is applied again.
 #
 # Needed once per cluster: the Kubeflow training operator (v1.8 or newer), S3, MLflow. Needed once per namespace:
-#   kubectl apply -f k8s/base/namespace.yaml
+#   kubectl apply -f k8s/namespace/namespace.yaml
 #   kubectl -n unic create secret generic unic-s3 \\
 #       --from-literal=AWS_ACCESS_KEY_ID=... --from-literal=AWS_SECRET_ACCESS_KEY=...
 #   kubectl -n unic create secret generic unic-ray --from-literal=auth_token="$(openssl rand -hex 32)"
@@ -40,7 +40,7 @@ HEADER = """\
 #   kubectl -n unic delete pytorchjob smoke                   # stop; what is on S3 stays and is continued from
 #
 # Another run: change run.yaml below and every `smoke` in the names, or let `unic launch CONFIG` do it.
-# Written by `python -m k8s.render`; change workflows/launch or k8s/base instead.
+# Written by `python -m k8s.render`; change workflows/launch or k8s/namespace instead.
 """
 
 
@@ -62,13 +62,23 @@ def launch(**changes: Any) -> LaunchConfig:
     )
 
 
+def large() -> tuple[LaunchConfig, RunConfig]:
+    """A pod takes a whole node of 8 GPUs; no CPU is shared, no memory overcommitted."""
+    run = load_config("unic_l", ["cluster.workers=32", "training.batch=1024", "name=unic-l"])
+    sizes = {"memory": "512Gi", "shared_memory": "64Gi", "scratch": "400Gi"}
+    return LaunchConfig(workers_per_pod=8, priority_class="unic-training", **sizes), run
+
+
 def rendered() -> dict[str, str]:
     """Text of every generated file, by its path below k8s/."""
-    run = recipe()
-    kinds = {"base/job.yaml": (launch(), pytorchjob), "overlays/rayjob/job.yaml": (launch(backend="rayjob"), rayjob)}
+    jobs = {
+        "base/job.yaml": (launch(), recipe(), pytorchjob),
+        "overlays/rayjob/job.yaml": (launch(backend="rayjob"), recipe(), rayjob),
+        "overlays/gpu/job.yaml": (*large(), pytorchjob),
+    }
     return {
         path: GENERATED + _yaml([config_map(settings, run), peers(settings, run), render(settings, run, ROOT)])
-        for path, (settings, render) in kinds.items()
+        for path, (settings, run, render) in jobs.items()
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.k8s.help import NAMESPACE, ROOT, STORE, address, kubectl, read_secret, settings
+from tests.k8s.help import NAMESPACE, ROOT, address, kubectl, read_secret, settings, wipe
 from workflows.launch import Launcher, open_launcher
 
 
@@ -29,7 +29,7 @@ def cluster() -> None:
 @pytest.fixture(scope="session")
 def services(cluster: None) -> Iterator[None]:
     """The namespace with S3, MLflow and the mirrored teachers; the environment leads this process to them."""
-    kubectl("apply", "-f", str(ROOT / "k8s/base/namespace.yaml"))
+    kubectl("apply", "-f", str(ROOT / "k8s/namespace/namespace.yaml"))
     _secret("unic-s3", AWS_ACCESS_KEY_ID="unic", AWS_SECRET_ACCESS_KEY=secrets.token_hex(20))
     _secret("unic-ray", auth_token=secrets.token_hex(32))
     _volumes("s3-data", "mlflow-data")
@@ -38,7 +38,7 @@ def services(cluster: None) -> Iterator[None]:
         kubectl("-n", NAMESPACE, "rollout", "status", f"deployment/{name}", "--timeout=300s")
     kubectl("-n", NAMESPACE, "wait", "--for=condition=complete", "job/teachers", "--timeout=300s")
     for name in ("access", "network", "scheduling", "settings"):  # the base without its job
-        kubectl("-n", NAMESPACE, "apply", "-f", str(ROOT / f"k8s/base/{name}.yaml"))
+        kubectl("-n", NAMESPACE, "apply", "-f", str(ROOT / f"k8s/namespace/{name}.yaml"))
     with pytest.MonkeyPatch.context() as patch:
         for key in [key for key in os.environ if key.startswith(("AWS_", "MLFLOW_TRACKING", "UNIC_"))]:
             patch.delenv(key)
@@ -57,14 +57,6 @@ def launcher(services: None) -> Launcher:
 def remove() -> Iterator[Callable[[str], None]]:
     """Registers jobs, and whatever of their runs lies on S3, for removal before and after the test."""
     names: list[str] = []
-
-    def wipe(name: str) -> None:
-        from unic_core.storage import open_store
-
-        for kind in ("pytorchjob", "rayjob"):
-            kubectl("-n", NAMESPACE, "delete", kind, name, "--ignore-not-found", "--wait=true", check=False)
-        store = open_store(f"{STORE}/runs/{name}")
-        store.delete(store.list())
 
     def register(name: str) -> None:
         wipe(name)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unic_core.config import RunConfig, load_config
+from unic_core.storage import open_store
 from workflows.launch import LaunchConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,14 @@ def until(ready: Callable[[], Any], what: str, patience_s: float = 300) -> Any:
             return value
         assert time.monotonic() < deadline, f"{what} did not happen within {patience_s:.0f} s"
         time.sleep(0.5)
+
+
+def wipe(name: str) -> None:
+    """Remove a job, and whatever of its run lies on S3."""
+    for kind in ("pytorchjob", "rayjob"):
+        kubectl("-n", NAMESPACE, "delete", kind, name, "--ignore-not-found", "--wait=true", check=False)
+    store = open_store(f"{STORE}/runs/{name}")
+    store.delete(store.list())
 
 
 @contextmanager

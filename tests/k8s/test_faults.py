@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.k8s.help import NAMESPACE, STORE, get, kubectl, small, until
+from tests.k8s.help import NAMESPACE, STORE, get, kubectl, settings, small, until, wipe
 from unic_core.config import RunConfig
 from unic_core.storage import open_store
-from workflows.launch import Launcher
+from workflows.launch import Launcher, open_launcher
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
-STEPS, EVERY = 600, 50
+STEPS, EVERY = 300, 25
 
 
 def longer(name: str) -> RunConfig:
@@ -58,9 +58,7 @@ class Watch(threading.Thread):
 @pytest.fixture(scope="session")
 def undisturbed(services: None) -> str:
     """The weights that every run of `longer` must end with."""
-    from tests.k8s.help import settings
-    from workflows.launch import open_launcher
-
+    wipe("calm")
     launcher = open_launcher(settings())
     launcher.submit(longer("calm"), STORE)
     Watch(launcher, "calm").run()

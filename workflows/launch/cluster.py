@@ -57,7 +57,7 @@ def explain(error: ApiException) -> str:
     if error.status == 403 and "exceeded quota" in message:
         return f"{message.partition('is forbidden: ')[2]}; ask for less, or have the quota raised"
     if error.status == 403:
-        return f"{message}; ask for the role unic-launcher in this namespace (k8s/base/access.yaml)"
+        return f"{message}; ask for the role unic-launcher in this namespace (k8s/namespace/access.yaml)"
     return message
 
 

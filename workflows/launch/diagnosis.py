@@ -71,7 +71,7 @@ def _event(event: Object) -> str:
         reason = message.partition("violates PodSecurity")[2].strip(" .")
         return f"the namespace's pod security standard refuses the pods: {reason}"
     if re.search(r"error looking up service account|serviceaccount .* not found", message):
-        return f"{_short(message)}; apply k8s/base to this namespace first"
+        return f"{_short(message)}; apply k8s/namespace first"
     return ""
 
 

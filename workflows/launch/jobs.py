@@ -199,7 +199,9 @@ class ClusterJobs:
                 self._core.read_namespace(self.namespace, _request_timeout=TIMEOUT)
         except UnicError as error:
             if _code(error) == 404:
-                return UnicError(f"there is no namespace {self.namespace}; create it with: kubectl apply -k k8s/base")
+                return UnicError(
+                    f"there is no namespace {self.namespace}; create it with: kubectl apply -k k8s/namespace"
+                )
         return UnicError(
             f"the cluster knows no {self.kind.name}; install {self.kind.operator}, or choose another --backend"
         )

@@ -15,7 +15,7 @@ CONFIG_DIGEST = "unic.dev/config-sha256"
 CONFIG_FILE = "/etc/unic/run.yaml"
 TERMINATION_LOG = "/dev/termination-log"
 GPU = "nvidia.com/gpu"
-USER = 1000
+USER = 10001
 GRACE_S = 90  # announce a drain, save a checkpoint, leave
 METRICS_PORT = 6385
 
@@ -37,7 +37,7 @@ def peers(launch: LaunchConfig, run: RunConfig) -> Object:
     """The network policy of a job: its pods talk to each other on every port, and nobody else to them.
 
     Every port, because collectives listen where the system lets them. What else the pods may reach, a policy of the
-    namespace says (k8s/base/network.yaml).
+    namespace says (k8s/namespace/network.yaml).
     """
     members = {
         "podSelector": {"matchLabels": {"app.kubernetes.io/instance": labels(run)["app.kubernetes.io/instance"]}}
