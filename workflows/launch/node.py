@@ -28,7 +28,7 @@ from workflows.console import show_logs
 from workflows.processes import end_descendants
 from workflows.termination import last_words
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("workflows.launch.node")  # as `python -m` its own name would be __main__
 
 HEAD_PORT, NODE_PORT, OBJECT_PORT, ENVIRONMENT_PORT, AGENT_GRPC_PORT, AGENT_PORT, METRICS_PORT = range(6379, 6386)
 WORKER_PORTS = range(10100, 11000)
@@ -117,7 +117,7 @@ class Supervisor:
         while process.poll() is None and ray.poll() is None and not self.stopping:
             self._tick()
         if process.poll() is None and self.stopping:
-            self._drain(node.ip, gone=lambda: process.poll() is not None or ray.poll() is not None)
+            self._drain(node.ip, node.drain_s, gone=lambda: process.poll() is not None or ray.poll() is not None)
         if process.poll() is None:
             process.terminate()
             return self._leave(STOPPED, "" if self.stopping else "Ray's head ended; the pod is replaced")
@@ -129,6 +129,7 @@ class Supervisor:
     def worker(self) -> int:
         """Join the head, again and again; returns the exit code of the pod."""
         last = time.monotonic()
+        log.info("waiting for the head at %s", self.node.head)
         while not self.stopping:
             address = _resolve(self.node.head)
             if address and _answers(address, HEAD_PORT):
@@ -154,16 +155,16 @@ class Supervisor:
                     log.info("the head moved from %s to %s", address, now)
                     break
         if self.stopping:
-            self._drain(address, gone=lambda: ray.poll() is not None)
+            self._drain(address, self.node.kill_s, gone=lambda: ray.poll() is not None)
         end_descendants(grace_s=0)
         ray.wait()
 
-    def _drain(self, head: str, gone: Callable[[], bool]) -> None:
-        """Announce that the node leaves and give it time: a drained node goes when its training worker has saved."""
+    def _drain(self, head: str, seconds: float, gone: Callable[[], bool]) -> None:
+        """Announce that the node leaves, and wait: a drained node goes by itself when its training worker has saved."""
         node = self.node
         if not _answers(head, HEAD_PORT):  # the job is over, or the head is gone: nobody is there to be told
             return
-        deadline = time.monotonic() + node.kill_s
+        deadline = time.monotonic() + seconds
         log.info("stopping: the node leaves in %.0f s", node.drain_s)
         address = f"{head}:{HEAD_PORT}"
         announcement = self._spawn(
