@@ -54,8 +54,8 @@ def launch(**changes: Any) -> LaunchConfig:
     return LaunchConfig(
         cpu="1",
         cpu_request="250m",
-        memory="3Gi",
-        shared_memory="1Gi",
+        memory="5Gi",
+        shared_memory="512Mi",
         scratch="5Gi",
         priority_class="unic-training",
         **changes,

@@ -79,7 +79,7 @@ def small(name: str, *overrides: str) -> RunConfig:
 
 def settings(**changes: Any) -> LaunchConfig:
     """Pods that fit beside the services on one machine."""
-    sizes = {"cpu": "1", "cpu_request": "100m", "memory": "3Gi", "shared_memory": "1Gi", "scratch": "5Gi"}
+    sizes = {"cpu": "1", "cpu_request": "100m", "memory": "5Gi", "shared_memory": "512Mi", "scratch": "5Gi"}
     return LaunchConfig(**{"namespace": NAMESPACE, "image": IMAGE, **sizes, **changes})
 
 

@@ -108,12 +108,12 @@ def test_a_disturbed_run_ends_as_an_undisturbed_one(
     assert launcher.submit(longer(fault), STORE)
     watch = Watch(launcher, fault)
     watch.start()
-    until(lambda: newest_checkpoint(fault) >= 2 * EVERY, "two checkpoints")
+    until(lambda: newest_checkpoint(fault) >= 2 * EVERY, "two checkpoints", 600)
     known = newest_checkpoint(fault)
     begin = time.monotonic()
     FAULTS[fault](fault)
     if not fault.endswith("away"):
-        until(lambda: watch.said(r"continuing at step ([\d,]+) of"), "training to go on", 400)
+        until(lambda: watch.said(r"continuing at step ([\d,]+) of"), "training to go on", 600)
         print(f"{fault}: training again {time.monotonic() - begin:.0f} s after the pod was deleted")
     watch.finish()
     assert weights(fault) == undisturbed
