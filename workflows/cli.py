@@ -281,11 +281,19 @@ def _started(directory: Path) -> Stack:
 @click.argument("config", default="fashion_demo")
 @overrides_argument
 @root_option
-def doctor(config: str, overrides: tuple[str, ...], root: str) -> int:
+@click.option("--cluster", is_flag=True, help="Check the cluster of the current kubeconfig instead.")
+@click.option("--namespace", "-n", envvar="UNIC_NAMESPACE", default="unic", show_default=True, help="With --cluster.")
+@click.option("--image", envvar="UNIC_IMAGE", help="With --cluster: the image of the pods.")
+def doctor(config: str, overrides: tuple[str, ...], root: str, cluster: bool, namespace: str, image: str | None) -> int:
     """Check this machine and what CONFIG needs.
 
     Exit code 2 when something required is broken.
     """
+    if cluster:
+        from workflows.launch.config import IMAGE, LaunchConfig
+        from workflows.launch.doctor import examine_cluster
+
+        return console.show_checks(examine_cluster(LaunchConfig(namespace=namespace, image=image or IMAGE), root))
     from workflows.doctor import examine
 
     return console.show_checks(examine(config, overrides, root))

@@ -33,6 +33,7 @@ def services(cluster: None) -> Iterator[None]:
     _secret("unic-s3", AWS_ACCESS_KEY_ID="unic", AWS_SECRET_ACCESS_KEY=secrets.token_hex(20))
     _secret("unic-ray", auth_token=secrets.token_hex(32))
     _volumes("s3-data", "mlflow-data")
+    kubectl("-n", NAMESPACE, "delete", "job", "teachers", "--ignore-not-found")  # a Job cannot be changed
     kubectl("apply", "-k", str(ROOT / "k8s/services"))
     for name in ("s3", "mlflow"):
         kubectl("-n", NAMESPACE, "rollout", "status", f"deployment/{name}", "--timeout=300s")

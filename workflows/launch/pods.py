@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from typing import Any
 
 from unic_core import __version__
@@ -21,6 +22,24 @@ METRICS_PORT = 6385
 
 SETTINGS, S3_SECRET, MLFLOW_SECRET, RAY_SECRET = "unic-settings", "unic-s3", "unic-mlflow", "unic-ray"
 RAY_TOKEN = "auth_token"  # noqa: S105 (the key that KubeRay reads, not its value)
+
+POD_SECURITY: Object = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+CONTAINER_SECURITY: Object = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+ENVIRONMENT: list[Object] = [
+    {"configMapRef": {"name": SETTINGS}},
+    {"secretRef": {"name": S3_SECRET, "optional": True}},  # optional: a workload identity does as well
+    {"secretRef": {"name": MLFLOW_SECRET, "optional": True}},
+]
 
 
 def config_map(launch: LaunchConfig, run: RunConfig) -> Object:
@@ -93,13 +112,7 @@ def template(launch: LaunchConfig, run: RunConfig, container: Object) -> Object:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": GRACE_S,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": POD_SECURITY,
         "containers": [container],
         "volumes": [
             {"name": "config", "configMap": {"name": f"{job_name(run)}-config"}},
@@ -128,17 +141,9 @@ def container(launch: LaunchConfig, run: RunConfig) -> Object:
         "env": [
             {"name": "UNIC_TERMINATION_LOG", "value": TERMINATION_LOG},
         ],
-        "envFrom": [
-            {"configMapRef": {"name": SETTINGS}},
-            {"secretRef": {"name": S3_SECRET, "optional": True}},  # optional: a workload identity does as well
-            {"secretRef": {"name": MLFLOW_SECRET, "optional": True}},
-        ],
+        "envFrom": ENVIRONMENT,
         "resources": {"requests": requests, "limits": limits},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": CONTAINER_SECURITY,
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
@@ -147,4 +152,40 @@ def container(launch: LaunchConfig, run: RunConfig) -> Object:
             {"name": "cache", "mountPath": "/cache"},
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
         ],
+    }
+
+
+def probe_pod(launch: LaunchConfig, command: list[str], environment: dict[str, str]) -> Object:
+    """A small pod that sees what the pods of a job see: their settings, keys, account and network policies."""
+    mounts = [{"name": "tmp", "mountPath": "/tmp"}, {"name": "cache", "mountPath": "/cache"}]  # noqa: S108
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": f"unic-doctor-{secrets.token_hex(3)}",
+            "labels": {"app.kubernetes.io/name": "unic", "app.kubernetes.io/part-of": "unic"},
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "serviceAccountName": launch.service_account,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": POD_SECURITY,
+            "containers": [
+                {
+                    "name": "probe",
+                    "image": launch.image,
+                    "command": command,
+                    "env": [{"name": key, "value": value} for key, value in environment.items()],
+                    "envFrom": ENVIRONMENT,
+                    "resources": {
+                        "requests": {"cpu": "50m", "memory": "512Mi"},
+                        "limits": {"cpu": "1", "memory": "1Gi"},
+                    },
+                    "securityContext": CONTAINER_SECURITY,
+                    "volumeMounts": mounts,
+                }
+            ],
+            "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "cache", "emptyDir": {}}],
+        },
     }
