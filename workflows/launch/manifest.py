@@ -21,7 +21,7 @@ from workflows.launch.pods import (
     template,
 )
 
-NODE_PORT, DASHBOARD_PORT = 6380, 8265
+HEAD_PORT, NODE_PORT, DASHBOARD_PORT = 6379, 6380, 8265
 RAY_VERSION = "2.60.0"
 PATIENCE_S = 600  # how long a stage waits for S3 or MLflow that went away
 
@@ -67,7 +67,7 @@ def _node(launch: LaunchConfig, run: RunConfig, root: str) -> Object:
         "name": "pytorch",  # the operator asks for this name
         "command": ["python", "-m", "workflows.launch.node", "--"],
         "args": driver(launch, root),
-        "ports": [{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}],
+        "ports": _ports(metrics=METRICS_PORT),
         "readinessProbe": {"tcpSocket": {"port": NODE_PORT}, "periodSeconds": 10},
         **common,
         "env": [
@@ -94,7 +94,11 @@ def rayjob(launch: LaunchConfig, run: RunConfig, root: str) -> Object:
         "metrics-export-port": str(METRICS_PORT),
         "disable-usage-stats": "true",
     }
-    ray = {**common, "ports": [{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}]}
+    ray = {**common, "ports": _ports(metrics=METRICS_PORT)}
+    head = {
+        **common,
+        "ports": _ports(**{"gcs-server": HEAD_PORT, "dashboard": DASHBOARD_PORT, "metrics": METRICS_PORT}),
+    }
     small = {"cpu": "500m", "memory": "1Gi"}
     submitter = template(
         launch,
@@ -130,12 +134,16 @@ def rayjob(launch: LaunchConfig, run: RunConfig, root: str) -> Object:
                 "headGroupSpec": {
                     # the operator and the submitter talk to the dashboard; token and network policy keep others out
                     "rayStartParams": start | {"dashboard-host": "0.0.0.0"},  # noqa: S104
-                    "template": template(launch, run, {"name": "ray-head", **ray}),
+                    "template": template(launch, run, {"name": "ray-head", **head}),
                 },
                 **({"workerGroupSpecs": [group]} if workers else {}),
             },
         },
     }
+
+
+def _ports(**numbers: int) -> list[Object]:
+    return [{"name": name, "containerPort": number, "protocol": "TCP"} for name, number in numbers.items()]
 
 
 def driver(launch: LaunchConfig, root: str) -> list[str]:
