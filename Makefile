@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: env demo test test-fast test-cluster lint format bench lock clean
+.PHONY: env demo test test-fast test-cluster scan lint format bench lock clean
 
 env: $(STAMP)
 
@@ -31,8 +31,13 @@ test: lint
 test-fast: env
 	$(BIN)/python -m pytest -m "not slow"
 
+# Needs a kubeconfig that leads to a cluster with the images unic:0.1.0 and unic-dev:0.1.0; skips where there is none.
 test-cluster: env
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest -m cluster -rs
+
+# Insecure settings in manifests and Dockerfile.
+scan: env
+	$(BIN)/python -m k8s.scan
 
 lint: env
 	$(BIN)/ruff check .
@@ -50,9 +55,13 @@ bench: env
 	@for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 # Refresh the pins. No index address is written: any mirror of the Python package index serves them.
+# The image's pins are a part of the first, without what only kfp's client and compiler need.
+COMPILE := uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header --generate-hashes
+
 lock:
-	uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header --generate-hashes \
-		--extra demo --extra onnx --group dev --group bench pyproject.toml -o requirements.lock
+	$(COMPILE) --extra demo --extra onnx --group dev --group bench pyproject.toml -o requirements.lock
+	$(COMPILE) --override docker/overrides.txt -c requirements.lock pyproject.toml -o docker/requirements.lock
+	$(COMPILE) --no-deps -c requirements.lock docker/demo.in -o docker/demo.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

@@ -8,3 +8,7 @@ class UnicError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class OutageError(UnicError):
+    """A service does not answer at the moment: the same call may well succeed later."""

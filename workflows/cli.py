@@ -9,9 +9,8 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,12 +20,15 @@ from workflows import console
 from workflows.commands.checkpoints import checkpoints
 from workflows.commands.compare import compare
 from workflows.commands.datasets import datasets
+from workflows.commands.launch import cancel, launch, logs
+from workflows.commands.mirror import teachers
+from workflows.commands.options import config_argument, overrides_argument, probe_option, root_option, with_config
+from workflows.commands.run import run
+from workflows.termination import last_words
 
 if TYPE_CHECKING:
     from unic_core.config import RunConfig
     from workflows.stack import Stack
-
-Command = Callable[..., Any]
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
@@ -40,9 +42,11 @@ def main() -> None:
         code = unic.main(standalone_mode=False)
     except UnicError as error:
         click.echo(f"error: {error}", err=True)
+        last_words(str(error))
         code = 2
     except click.ClickException as error:
         error.show()
+        last_words(error.format_message())
         code = 2
     except (click.Abort, KeyboardInterrupt):
         from workflows.processes import end_descendants
@@ -62,42 +66,6 @@ def unic() -> None:
     CONFIG is the name of a recipe, a YAML file or the URI of one; key=value pairs after it change single keys, as in
     `unic distill fashion_demo training.steps=100`.
     """
-
-
-def _root(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    from unic_core.storage import open_store
-
-    return open_store(value).uri  # an unknown scheme is refused at once; a path becomes absolute
-
-
-root_option = click.option(
-    "--root",
-    envvar="UNIC_ROOT",
-    default="./.unic",
-    show_default=True,
-    callback=_root,
-    help="Where data sets and runs lie: a directory or s3://bucket/prefix. [env: UNIC_ROOT]",
-)
-
-
-probe_option = click.option(
-    "--probe", "probes", multiple=True, metavar="NAME", help="Only this data set; may be given repeatedly."
-)
-config_argument = click.argument("config")
-overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-
-
-def with_config(command: Command) -> Command:
-    """CONFIG [KEY=VALUE]... --root URI: `command` gets the validated config first."""
-
-    def call(config: str, overrides: tuple[str, ...], **options: Any) -> Any:
-        from unic_core.config import load_config
-
-        return command(load_config(config, overrides), **options)
-
-    call.__name__, call.__doc__ = command.__name__, command.__doc__
-    call.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
-    return config_argument(overrides_argument(call))
 
 
 @unic.command()
@@ -218,15 +186,6 @@ def pipeline_run(config: str, overrides: tuple[str, ...], root: str, probes: tup
     return console.show_rows(steps.read_rows(open_store(run)))
 
 
-@unic.command()
-def teachers() -> None:
-    """List the teachers, with license and size."""
-    from unic_core.teachers import REGISTRY
-
-    rows = [(s.id, s.model, s.license, s.parameters or "", s.gflops or "", s.image_size) for s in REGISTRY.values()]
-    console.table(("teacher", "timm model", "license", "M params", "GFLOPs", "pixels"), rows)
-
-
 @unic.command("import")
 @click.argument("path", type=FILE)
 @click.option("--output", required=True, help="Directory or URI for the student, projectors and standardizer.")
@@ -322,11 +281,19 @@ def _started(directory: Path) -> Stack:
 @click.argument("config", default="fashion_demo")
 @overrides_argument
 @root_option
-def doctor(config: str, overrides: tuple[str, ...], root: str) -> int:
+@click.option("--cluster", is_flag=True, help="Check the cluster of the current kubeconfig instead.")
+@click.option("--namespace", "-n", envvar="UNIC_NAMESPACE", default="unic", show_default=True, help="With --cluster.")
+@click.option("--image", envvar="UNIC_IMAGE", help="With --cluster: the image of the pods.")
+def doctor(config: str, overrides: tuple[str, ...], root: str, cluster: bool, namespace: str, image: str | None) -> int:
     """Check this machine and what CONFIG needs.
 
     Exit code 2 when something required is broken.
     """
+    if cluster:
+        from workflows.launch.config import IMAGE, LaunchConfig
+        from workflows.launch.doctor import examine_cluster
+
+        return console.show_checks(examine_cluster(LaunchConfig(namespace=namespace, image=image or IMAGE), root))
     from workflows.doctor import examine
 
     return console.show_checks(examine(config, overrides, root))
@@ -354,5 +321,5 @@ def config_schema() -> None:
     console.say(json.dumps(json_schema(), indent=2))
 
 
-for command in (checkpoints, compare, datasets):
+for command in (cancel, checkpoints, compare, datasets, launch, logs, run, teachers):
     unic.add_command(command)

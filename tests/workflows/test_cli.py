@@ -50,8 +50,8 @@ def test_help_answers_in_under_half_a_second() -> None:
 def test_every_command_has_help() -> None:
     from workflows.cli import unic as group
 
-    names = {"demo", "prepare", "distill", "evaluate", "report", "pipeline", "teachers", "import", "export"}
-    assert set(group.commands) == names | {"stack", "doctor", "config"}
+    names = {"demo", "prepare", "distill", "evaluate", "report", "run", "pipeline", "teachers", "import", "export"}
+    assert set(group.commands) == names | {"stack", "doctor", "config", "launch", "logs", "cancel"}
     for command in group.commands.values():
         assert command.help, command.name
         assert not command.get_short_help_str(60).endswith("..."), command.name

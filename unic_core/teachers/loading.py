@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unic_core.config import TeacherConfig
@@ -17,7 +20,16 @@ from unic_core.teachers.converters import check_fit, convert
 from unic_core.teachers.folding import fold_batch_norms
 from unic_core.teachers.registry import TeacherSpec, resolve
 from unic_core.teachers.teacher import Teacher
-from unic_core.teachers.weights import fetch, read_checkpoint, tensors_sha256, verify
+from unic_core.teachers.weights import (
+    MIRROR,
+    MIRRORED,
+    fetch,
+    mirrored_sha256,
+    put_into_mirror,
+    read_checkpoint,
+    tensors_sha256,
+    verify,
+)
 
 
 def load_teacher(
@@ -55,14 +67,52 @@ def load_teacher(
 def check_weights(config: TeacherConfig, cache: Path | None = None) -> None:
     """Is the teacher known, and its file there with the right checksum? UnicError if not. Nothing is built."""
     spec = resolve(config)
-    if spec.source != "timm" and not spec.source.startswith("random://"):
+    if spec.source == "timm":
+        if os.environ.get(MIRROR):
+            fetch(_hosted(spec), None, cache)
+    elif not spec.source.startswith("random://"):
         verify(fetch(spec.source, spec.sha256, cache), spec.sha256, spec.source)
+
+
+def mirror_teacher(config: TeacherConfig, mirror: str, cache: Path | None = None) -> tuple[str, bool]:
+    """Put the weights of a teacher into the mirror at the URI `mirror`, for machines where UNIC_TEACHERS names it.
+
+    Returns:
+        Their checksum, and whether they were new there. Weights that machines need no mirror for have none.
+
+    Raises:
+        UnicError: unknown teacher, or weights that can't be had.
+    """
+    spec = resolve(config)
+    source = _hosted(spec) if spec.source == "timm" else spec.source
+    if not source.startswith(MIRRORED):
+        return "", False
+    known = mirrored_sha256(source, mirror)
+    if known is not None and known == (spec.sha256 or known):
+        return known, False
+    if spec.source != "timm":
+        path = fetch(source, spec.sha256, cache)
+        verify(path, spec.sha256, source)
+        return put_into_mirror(path, source, mirror), True
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "weights.safetensors"
+        save_file(_download(spec, cache).state_dict(), path)
+        return put_into_mirror(path, source, mirror), True
+
+
+def _hosted(spec: TeacherSpec) -> str:
+    """What the weights that timm hosts are called in a mirror."""
+    return f"timm://{spec.model}.safetensors"
 
 
 def _load_model(spec: TeacherSpec, cache: Path | None) -> tuple[Any, str]:
     """The model at its native resolution, and the checksum of its weights."""
     if spec.source == "timm":
-        model = _download(spec, cache)
+        if os.environ.get(MIRROR):
+            model = _create(spec)
+            model.load_state_dict(read_checkpoint(fetch(_hosted(spec), None, cache)))
+        else:
+            model = _download(spec, cache)
         return model, tensors_sha256(model.state_dict())
     if spec.source.startswith("random://"):
         torch.manual_seed(_seed(spec.source))

@@ -1,6 +1,7 @@
 """Weights files: bring them here, verify them, read tensors out of them without running code.
 
-A place is a local path, `s3://bucket/key`, `https://...` or `package://<module>/<file>`.
+A place is a local path, `s3://bucket/key`, `https://...` or `package://<module>/<file>`. Where UNIC_TEACHERS names a
+mirror, the last two are read from there and nowhere else: machines without the internet need nothing more.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from torch import Tensor
 from unic_core.errors import UnicError
 from unic_core.storage import open_store
 
+MIRROR = "UNIC_TEACHERS"
+
+MIRRORED = ("package://", "https://", "http://", "timm://")
 _CHUNK = 2**20
 _TIMEOUT_S = 60
 
@@ -49,6 +53,10 @@ _SAFE_GLOBALS: list[Any] = [
 ]
 
 
+class MissingWeightsError(UnicError):
+    """A store has no file where the weights should be."""
+
+
 def fetch(source: str, sha256: str | None = None, cache: Path | None = None) -> Path:
     """A local file with the weights at `source`; remote ones are kept in `cache` under a name made of their place.
 
@@ -60,7 +68,10 @@ def fetch(source: str, sha256: str | None = None, cache: Path | None = None) -> 
     Raises:
         UnicError: there is no such file, it can't be fetched, or its checksum is another one.
     """
-    if source.startswith("package://"):
+    mirror = os.environ.get(MIRROR)
+    if mirror and source.startswith(MIRRORED):
+        path = _from_mirror(mirror, source, sha256, cache)
+    elif source.startswith("package://"):
         path = _package_file(source)
     elif source.startswith(("https://", "http://")):
         if source.startswith("http://") and sha256 is None:
@@ -72,6 +83,43 @@ def fetch(source: str, sha256: str | None = None, cache: Path | None = None) -> 
         path = Path(source.removeprefix("file://")).expanduser()
     if not path.is_file():
         raise UnicError(f"there is no weights file {source}; correct the path (key `weights`)")
+    return path
+
+
+def mirrored_sha256(source: str, mirror: str) -> str | None:
+    """The checksum of the weights of `source` in a mirror; None when it does not hold them."""
+    store, key = open_store(mirror), mirror_key(source)
+    if not store.exists(key) or not store.exists(f"{key}.sha256"):
+        return None
+    return store.get(f"{key}.sha256").decode()
+
+
+def put_into_mirror(path: Path, source: str, mirror: str) -> str:
+    """Copy a file with the weights of `source` to a mirror, with its checksum; returns that."""
+    store, key, found = open_store(mirror), mirror_key(source), file_sha256(path)
+    store.upload(path, key)
+    store.put(f"{key}.sha256", found.encode())  # last: an unfinished copy has none
+    return found
+
+
+def mirror_key(source: str) -> str:
+    """The name that the weights at `source` have in a mirror, and in the cache."""
+    name = source.rpartition("/")[2].partition("?")[0]
+    return f"{hashlib.sha256(source.encode()).hexdigest()[:16]}-{name}"
+
+
+def _from_mirror(mirror: str, source: str, sha256: str | None, cache: Path | None) -> Path:
+    """The mirror's copy, in the cache; its checksum is the mirror's, unless the caller knows one."""
+    key = mirror_key(source)
+    try:
+        expected = sha256 or open_store(mirror).get(f"{key}.sha256").decode()
+        path = _cached(f"{mirror.rstrip('/')}/{key}", expected, cache)
+    except (FileNotFoundError, MissingWeightsError):
+        raise UnicError(
+            f"the mirror {mirror} does not hold the weights {source}; put them there with `unic teachers mirror`, or "
+            f"unset {MIRROR}"
+        ) from None
+    verify(path, expected, source)
     return path
 
 
@@ -146,8 +194,7 @@ def _cached(source: str, sha256: str | None, cache: Path | None) -> Path:
     """The cached copy of a remote file, fetched when it is absent or has another checksum or (s3) size."""
     if cache is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unic" / "teachers"
-    name = source.rpartition("/")[2].partition("?")[0]
-    target = cache / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}-{name}"
+    target = cache / mirror_key(source)
     is_http = source.startswith(("https://", "http://"))
     if target.is_file() and (
         file_sha256(target) == sha256 if sha256 else is_http or _size(source) == target.stat().st_size
@@ -164,7 +211,7 @@ def _cached(source: str, sha256: str | None, cache: Path | None) -> Path:
     try:
         open_store(parent).download(key, target)
     except FileNotFoundError:
-        raise UnicError(f"there is no weights file {source}; correct the address (key `weights`)") from None
+        raise MissingWeightsError(f"there is no weights file {source}; correct the address (key `weights`)") from None
     return target
 
 

@@ -1,1 +1,1 @@
-"""Commands of `unic` by topic; workflows.cli puts them together."""
+"""Commands of `unic`, one module per topic. Heavy imports stay inside the functions."""

@@ -13,7 +13,7 @@ import botocore.session
 from botocore import exceptions as aws
 from botocore.config import Config
 
-from unic_core.errors import UnicError
+from unic_core.errors import OutageError, UnicError
 
 CONNECT_SECONDS = 5
 READ_SECONDS = 60
@@ -155,7 +155,7 @@ def translate(error: Exception, where: str, endpoint: str) -> Exception:
         )
     if isinstance(error, _NETWORK):
         reason = type(error).__name__.removesuffix("Error")
-        return UnicError(f"S3 at {endpoint} cannot be reached ({reason}); start it or correct AWS_ENDPOINT_URL_S3")
+        return OutageError(f"S3 at {endpoint} cannot be reached ({reason}); start it or correct AWS_ENDPOINT_URL_S3")
     if isinstance(error, aws.ParamValidationError):
         return UnicError(
             f"{where} is no place on S3; a bucket's name is 3 to 63 lower-case letters, digits, '-' and '.'"
@@ -178,4 +178,5 @@ def _translate_answer(error: aws.ClientError, where: str, endpoint: str) -> Exce
             "AWS_SECRET_ACCESS_KEY, or allow these credentials to use it"
         )
     message = error.response.get("Error", {}).get("Message") or "no reason given"
-    return UnicError(f"{endpoint} failed on {where} ({reason}: {message}); look into the server's log")
+    kind = OutageError if _status(error) >= 500 else UnicError
+    return kind(f"{endpoint} failed on {where} ({reason}: {message}); look into the server's log")

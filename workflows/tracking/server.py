@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
-from unic_core.errors import UnicError
+from unic_core.errors import OutageError, UnicError
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,8 @@ def check_reachable() -> None:
         )
     if answer.status_code == 403:
         raise UnicError(f"{place} does not know this host name; start it with --allowed-hosts naming it")
-    raise UnicError(f"{place} answers {answer.status_code} instead of 200; correct MLFLOW_TRACKING_URI")
+    kind = OutageError if answer.status_code >= 500 else UnicError
+    raise kind(f"{place} answers {answer.status_code} instead of 200; correct MLFLOW_TRACKING_URI")
 
 
 def experiment_id(name: str) -> str:
@@ -132,7 +133,7 @@ def sentences() -> Iterator[None]:
     except MlflowException as error:
         place = f"MLflow at {redact(tracking_uri())}"
         if is_outage(error):
-            raise UnicError(f"{place} cannot be reached; start it or correct MLFLOW_TRACKING_URI") from error
+            raise OutageError(f"{place} cannot be reached; start it or correct MLFLOW_TRACKING_URI") from error
         lines = redact(error.message).splitlines() or ["no reason given"]
         raise UnicError(f"{place} refuses the request ({lines[0]}); look into its log") from error
 

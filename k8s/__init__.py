@@ -1,0 +1,1 @@
+"""Manifests, and what keeps those that are generated in step with the code."""

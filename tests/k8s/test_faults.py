@@ -1,0 +1,121 @@
+"""Pods that die while a run trains: it ends with the very weights of an undisturbed run."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.k8s.help import NAMESPACE, STORE, get, kubectl, settings, small, until, wipe
+from unic_core.config import RunConfig
+from unic_core.storage import open_store
+from workflows.launch import Launcher, open_launcher
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+
+STEPS, EVERY = 300, 25
+
+
+def longer(name: str) -> RunConfig:
+    """Long enough to be disturbed in the middle."""
+    return small(name, f"training.steps={STEPS}", f"training.checkpoint_every={EVERY}", "training.keep_last=20")
+
+
+def weights(name: str) -> str:
+    """Checksum of the student."""
+    return hashlib.sha256(open_store(f"{STORE}/runs/{name}/student").get("model.safetensors")).hexdigest()
+
+
+def newest_checkpoint(name: str) -> int:
+    keys = open_store(f"{STORE}/runs/{name}/checkpoints").list()
+    return max((int(key[5:13]) for key in keys if key.endswith("/MANIFEST.json")), default=0)
+
+
+class Watch(threading.Thread):
+    """Follows a job as `unic logs` does, so that a test can act meanwhile."""
+
+    def __init__(self, launcher: Launcher, name: str) -> None:
+        super().__init__(daemon=True)
+        self.launcher, self.name, self.lines = launcher, name, list[str]()
+
+    def run(self) -> None:
+        self.status = self.launcher.wait(self.name, self.lines.append, lambda note: self.lines.append(f"note: {note}"))
+
+    def said(self, pattern: str) -> list[str]:
+        return [match[1] for line in self.lines if (match := re.search(pattern, line))]
+
+    def finish(self) -> None:
+        """Until the job has succeeded."""
+        self.join(600)
+        assert not self.is_alive(), self.lines[-20:]
+        assert self.status.phase == "succeeded", (self.status, self.lines[-40:])
+
+
+@pytest.fixture(scope="session")
+def undisturbed(services: None) -> str:
+    """The weights that every run of `longer` must end with."""
+    wipe("calm")
+    launcher = open_launcher(settings())
+    launcher.submit(longer("calm"), STORE)
+    Watch(launcher, "calm").run()
+    return weights("calm")
+
+
+def delete_pod(name: str, grace_s: int) -> None:
+    """Returns when the pod is gone, or was replaced under its name."""
+    uid = get("pod", name)["metadata"]["uid"]
+    flags = [f"--grace-period={grace_s}"] + (["--force"] if grace_s == 0 else [])
+    kubectl("-n", NAMESPACE, "delete", "pod", name, "--wait=false", *flags)
+    until(
+        lambda: uid not in kubectl("-n", NAMESPACE, "get", "pods", "-o", "jsonpath={.items[*].metadata.uid}"), "it", 120
+    )
+
+
+def scale(deployment: str, replicas: int) -> None:
+    kubectl("-n", NAMESPACE, "scale", f"deployment/{deployment}", f"--replicas={replicas}")
+    if replicas == 0:
+        selector = {"s3": "seaweedfs", "mlflow": "mlflow"}[deployment]
+        pods = ["-n", NAMESPACE, "delete", "pod", "-l", f"app.kubernetes.io/name={selector}"]
+        kubectl(*pods, "--grace-period=0", "--force")
+
+
+def gone_for(deployment: str, seconds: float) -> None:
+    """A server whose pod is lost and comes back after a while, with its data."""
+    scale(deployment, 0)
+    time.sleep(seconds)  # the outage itself
+    scale(deployment, 1)
+
+
+FAULTS: dict[str, Callable[[str], None]] = {
+    "worker-lost": lambda job: delete_pod(f"{job}-worker-1", 0),
+    "worker-drained": lambda job: delete_pod(f"{job}-worker-1", 90),
+    "head-lost": lambda job: delete_pod(f"{job}-worker-0", 0),
+    "head-drained": lambda job: delete_pod(f"{job}-worker-0", 90),
+    "s3-away": lambda job: gone_for("s3", 20),
+    "mlflow-away": lambda job: gone_for("mlflow", 60),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_disturbed_run_ends_as_an_undisturbed_one(
+    fault: str, undisturbed: str, launcher: Launcher, remove: Callable[[str], None]
+) -> None:
+    remove(fault)
+    assert launcher.submit(longer(fault), STORE)
+    watch = Watch(launcher, fault)
+    watch.start()
+    until(lambda: newest_checkpoint(fault) >= 2 * EVERY, "two checkpoints", 600)
+    known = newest_checkpoint(fault)
+    begin = time.monotonic()
+    FAULTS[fault](fault)
+    if not fault.endswith("away"):
+        until(lambda: watch.said(r"continuing at step ([\d,]+) of"), "training to go on", 600)
+        print(f"{fault}: training again {time.monotonic() - begin:.0f} s after the pod was deleted")
+    watch.finish()
+    assert weights(fault) == undisturbed
+    resumed = [int(step.replace(",", "")) for step in watch.said(r"continuing at step ([\d,]+) of")]
+    assert all(step >= known for step in resumed), (resumed, known)

@@ -1,0 +1,122 @@
+"""The job on a real cluster: from `kubectl apply` to a student, and what happens to mistakes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from tests.k8s.help import NAMESPACE, ROOT, STORE, forwarded, get, kubectl, settings, small, until
+from unic_core.config import dump_config
+from unic_core.storage import open_store
+from workflows.launch import Launcher, open_launcher
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+
+
+def condition(name: str) -> str | None:
+    conditions = get("pytorchjob", name).get("status", {}).get("conditions", [])
+    return next((c["type"] for c in conditions if c["type"] in {"Succeeded", "Failed"} and c["status"] == "True"), None)
+
+
+def pods(job: str) -> list[str]:
+    return [pod["metadata"]["name"] for pod in get("pods", selector=f"training.kubeflow.org/job-name={job}")["items"]]
+
+
+def test_apply_gives_a_student_and_applying_again_does_nothing(services: None, remove: Callable[[str], None]) -> None:
+    remove("smoke")
+    file = str(ROOT / "k8s/unic-job.yaml")
+    kubectl("apply", "-f", file)
+    until(lambda: condition("smoke"), "the end of the job", 600)
+    assert condition("smoke") == "Succeeded", kubectl("-n", NAMESPACE, "logs", "smoke-worker-0")
+
+    stored = open_store(f"{STORE}/runs/smoke").list()
+    assert {"config.yaml", "student/model.safetensors", "student/README.md", "report/index.html"} <= stored.keys()
+    assert any(key.startswith("checkpoints/step-") and key.endswith("MANIFEST.json") for key in stored)
+
+    with forwarded("mlflow", 5000) as uri:
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("unic")
+        runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=20)
+        distill = next(run for run in runs if run.info.run_name == "distill")
+        assert client.get_metric_history(distill.info.run_id, "distill/loss")[-1].step == 12
+        assert client.get_registered_model("unic-student").aliases
+
+    before = get("pytorchjob", "smoke")["metadata"]
+    said = kubectl("apply", "-f", file)
+    assert "pytorchjob.kubeflow.org/smoke unchanged" in said
+    after = get("pytorchjob", "smoke")["metadata"]
+    assert (after["uid"], after["generation"]) == (before["uid"], before["generation"])
+    until(lambda: pods("smoke") == ["smoke-worker-0"], "the other pod to go", 60)
+
+
+def test_a_deleted_job_that_is_applied_again_finds_its_run_complete(
+    launcher: Launcher, remove: Callable[[str], None]
+) -> None:
+    remove("twice")
+    lines: list[str] = []
+    for _ in range(2):
+        assert launcher.submit(small("twice"), STORE)
+        status = launcher.wait("twice", lines.append, lines.append)
+        assert status.phase == "succeeded", (status, lines)
+        assert launcher.cancel("twice")
+        until(lambda: launcher.status("twice").phase == "absent", "the deletion")
+    assert lines.count("student: s3://unic/runs/twice/student") == 1
+    assert lines[-1] == "run twice is complete, nothing to do: s3://unic/runs/twice"
+
+
+def test_a_mistake_in_the_config_fails_at_once_with_a_sentence(services: None, remove: Callable[[str], None]) -> None:
+    remove("smoke")
+    objects = list(yaml.safe_load_all((ROOT / "k8s/unic-job.yaml").read_text()))
+    config = next(o for o in objects if o["metadata"]["name"] == "smoke-config")
+    config["data"]["run.yaml"] = config["data"]["run.yaml"].replace("momentum_start", "momentum_begin")
+    kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+    until(lambda: condition("smoke"), "the end of the job", 120)
+    assert condition("smoke") == "Failed"
+    pod = get("pod", "smoke-worker-0")
+    terminated = pod["status"]["containerStatuses"][0]["state"]["terminated"]
+    assert terminated["exitCode"] == 2
+    assert "momentum_begin" in terminated["message"]
+    assert "\n" not in terminated["message"].strip()
+    log = kubectl("-n", NAMESPACE, "logs", "smoke-worker-0")
+    assert f"error: {terminated['message']}" in log
+    assert "Traceback" not in log
+    assert not open_store(f"{STORE}/runs/smoke").list()
+
+
+def test_the_same_name_attaches_and_another_config_is_refused(
+    launcher: Launcher, remove: Callable[[str], None]
+) -> None:
+    from unic_core.errors import UnicError
+
+    remove("again")
+    run = small("again")
+    assert launcher.submit(run, STORE)
+    assert not launcher.submit(run, STORE)
+    with pytest.raises(UnicError, match=r"there is a PyTorchJob again .* with another config"):
+        launcher.submit(small("again", "seed=1"), STORE)
+    assert launcher.status("again").phase in {"pending", "running"}
+    assert get("configmap", "again-config")["data"]["run.yaml"] == dump_config(run)
+    assert launcher.cancel("again")
+    until(lambda: launcher.status("again").phase == "absent", "the deletion")
+    until(lambda: "again-config" not in kubectl("-n", NAMESPACE, "get", "cm", "-o", "name"), "the config map to go")
+    assert not launcher.cancel("again")
+
+
+def test_what_keeps_a_job_from_running_is_said(services: None, remove: Callable[[str], None]) -> None:
+    notes: list[str] = []
+    cases = {
+        "no-image": ({"image": "unic:never-built"}, "the image .*unic:never-built can't be pulled"),
+        "too-big": ({"cpu_request": "1000", "cpu": "1000"}, "no node has room for too-big-worker-0"),
+    }
+    for name, (changes, sentence) in cases.items():
+        remove(name)
+        launcher = open_launcher(settings(**changes))
+        launcher.submit(small(name), STORE)
+        found = until(lambda launcher=launcher, name=name: launcher.status(name).reasons, "a reason", 60)
+        notes.extend(found)
+        assert re.search(sentence, " ".join(found)), found
+        launcher.cancel(name)

@@ -1,0 +1,109 @@
+"""`unic run`: the whole chain in one command, as the pods of a launched job do it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from unic_core.errors import OutageError
+from workflows import console
+from workflows.commands.options import root_option, with_config
+
+if TYPE_CHECKING:
+    from unic_core.config import RunConfig
+
+T = TypeVar("T")
+
+PAUSE_S = 5.0
+
+
+@click.command()
+@with_config
+@root_option
+@click.option(
+    "--until", type=click.Choice(["distill", "report"]), default="report", show_default=True, help="The last stage."
+)
+@click.option(
+    "--patience", type=float, default=0, metavar="SECONDS", help="How long a stage waits for S3 or MLflow to come back."
+)
+def run(config: RunConfig, root: str, until: str, patience: float) -> int:
+    """Prepare, distill, evaluate and report.
+
+    Continues where it stopped, and does nothing where everything is done. Exit code 1 when some results are missing.
+    """
+    from workflows import steps
+
+    def attempt(stage: Callable[[], T]) -> T:
+        return _patiently(stage, patience)
+
+    where = steps.run_uri(config, root)
+    if attempt(lambda: _is_complete(config, where, until)):
+        console.say(f"run {config.name} is complete, nothing to do: {where}")
+        return 0
+    steps.check(config)
+    datasets = attempt(lambda: _prepare(config, root))
+    attempt(lambda: _distill(config, root, datasets))
+    console.say(f"student: {where}/student")
+    if until == "distill":
+        return 0
+    rows = []
+    for probe in steps.probe_groups(config):
+        rows += attempt(lambda p=probe: steps.evaluate(config, root, p, datasets, where, console.logger.info))  # type: ignore[misc]
+    metrics = attempt(lambda: steps.report(config, where, console.logger.info))
+    console.table(("metric", "value"), sorted(metrics.items()))
+    code = console.show_rows(rows)
+    console.say(f"report: {where}/report/index.html")
+    return code
+
+
+def _patiently(stage: Callable[[], T], patience: float) -> T:
+    """Do a stage; while a service is away, try again for `patience` seconds. Every stage may be repeated."""
+    down_since: float | None = None
+    while True:
+        begin = time.monotonic()
+        try:
+            return stage()
+        except OutageError as error:
+            now = time.monotonic()
+            if down_since is None or now - begin > patience:  # first failure, or the first after a good while
+                down_since = now
+            if now - down_since >= patience:
+                raise
+            console.logger.info("%s; trying again", str(error).partition(";")[0])
+            time.sleep(PAUSE_S)
+
+
+def _prepare(config: RunConfig, root: str) -> dict[str, str]:
+    from workflows import steps
+
+    with console.progress("images") as progress:
+        return steps.prepare(config, root, progress)
+
+
+def _distill(config: RunConfig, root: str, datasets: dict[str, str]) -> str:
+    from workflows import steps
+
+    with console.progress("steps") as progress:
+        metrics = console.training_progress(progress)
+        return steps.distill(config, root, datasets, console.logger.info, metrics)
+
+
+def _is_complete(config: RunConfig, run: str, until: str) -> bool:
+    """Was everything up to `until` made, from this very config?"""
+    from unic_core.config import dump_config
+    from unic_core.storage import open_store
+    from workflows import steps
+
+    store = open_store(run)
+    try:
+        same = store.get("config.yaml") == dump_config(config).encode()
+    except FileNotFoundError:
+        return False
+    if not same or not store.exists("student/config.json"):
+        return False
+    return until == "distill" or (
+        store.exists("report/index.html") and not any(row.error for row in steps.read_rows(store))
+    )
