@@ -16,6 +16,7 @@ from unic_core.errors import UnicError
 from unic_core.history import Record
 from unic_core.nonfinite import FiniteWatch
 from unic_core.optim import Schedule
+from unic_core.student import Student
 from unic_core.task import DistillationModel, DistillationTask, LossReport
 from unic_core.train import TrainState
 
@@ -120,6 +121,27 @@ class MetricsHook:
             values += [report.per_image[t].sum() / images, (report.kept[t] > 0).sum() / images]
             values += [report.tokens[kind][t].sum() / images for kind in kinds]
         return torch.stack([value.float() for value in values])
+
+
+class KnnHook:
+    """Every `every` steps: kNN accuracy of the student, measured by process 0 while the others wait.
+
+    Args:
+        probe: student to scores by name.
+        emit: called on process 0 with the scores.
+    """
+
+    def __init__(
+        self, probe: Callable[[Student], Record], student: Student, every: int, emit: Callable[[int, Record], None]
+    ) -> None:
+        self.probe = probe
+        self.student = student
+        self.every = every
+        self.emit = emit
+
+    def after_step(self, state: TrainState, reports: Sequence[LossReport]) -> None:
+        if state.step % self.every == 0 and rank() == 0:
+            self.emit(state.step, self.probe(self.student))
 
 
 class CheckpointHook:

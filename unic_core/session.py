@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from unic_core.config import RunConfig
 from unic_core.cost import cost_table, render_cost
 from unic_core.data.augment import DeviceAugment
 from unic_core.data.dataset import ShardedDataset
-from unic_core.data.loader import TrainLoader
+from unic_core.data.loader import TrainLoader, eval_batches
 from unic_core.distributed import all_sum, rank, world_size
 from unic_core.errors import UnicError
+from unic_core.evals.in_training import InTrainingKnn
 from unic_core.export import save_student
 from unic_core.history import History, Record
-from unic_core.hooks import CheckpointHook, MetricsHook, Stopwatch
+from unic_core.hooks import CheckpointHook, KnnHook, MetricsHook, Stopwatch
 from unic_core.interrupt import InterruptHook, Wish
 from unic_core.optim import Schedule, build_optimizer, build_schedule
 from unic_core.provenance import versions
@@ -112,7 +114,8 @@ def run_session(
         around.say(_plan(config, schedule, loader.steps_per_epoch, state.step))
     if state.step < schedule.total:
         about = {"config": config.model_dump(mode="json"), "teachers": teachers, "data": data, "versions": versions()}
-        state = _train(config, task, optimizer, scaler, loader, schedule, store, state, about, device, around)
+        probe = _in_training_probe(config, datasets, cache)
+        state = _train(config, task, optimizer, scaler, loader, schedule, store, state, about, probe, device, around)
     if rank() == 0 and state.step >= schedule.total:
         save_student(model.student, config, store.child("student"), teachers)
     return state
@@ -128,6 +131,7 @@ def _train(
     store: Store,
     state: TrainState,
     about: dict[str, Any],
+    probe: InTrainingKnn | None,
     device: torch.device,
     around: Surroundings,
 ) -> TrainState:
@@ -150,12 +154,33 @@ def _train(
         checkpoint = CheckpointHook(model, task, optimizer, scaler, metrics, writer, about, training.checkpoint_every)
         interrupt = InterruptHook(around.wish or (lambda: Wish.NONE), around.preempted, checkpoint.save)
         hooks: list[Hook] = [metrics, checkpoint, *([interrupt] if around.wish else [])]
+        if probe is not None and config.evaluation.knn_every is not None:
+            every = max(1, round(config.evaluation.knn_every * loader.steps_per_epoch))
+            hooks.append(KnnHook(probe, model.student, every, record))
         if world_size() > 1:
             task.model = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
         batches = stopwatch.watch(device_batches(loader, DeviceAugment(config.data.augment), config, device))
         return train(task, batches, optimizer, schedule, scaler, hooks, state,
                      lambda s: interrupt.stopped or s.step >= schedule.total,
                      training.precision, config.optimizer.clip_norm)  # fmt: skip
+
+
+def _in_training_probe(config: RunConfig, datasets: dict[str, str], cache: Path | None) -> InTrainingKnn | None:
+    """kNN on the first probe of the config, where the config asks for it."""
+    evaluation = config.evaluation
+    if evaluation.knn_every is None:
+        return None
+    first, size = evaluation.probes[0], config.student.image_size
+    name = first.train_on or first.dataset
+    train = ShardedDataset(datasets.get(name, name), first.train_split, cache, config.data.cache_bytes)
+    test = ShardedDataset(datasets.get(first.dataset, first.dataset), first.test_split, cache, config.data.cache_bytes)
+    return InTrainingKnn(
+        partial(eval_batches, train, size, evaluation.batch),
+        partial(eval_batches, test, size, evaluation.batch),
+        evaluation.knn_k,
+        evaluation.knn_temperature,
+        evaluation.token,
+    )
 
 
 def _load_same(run: str, device: torch.device) -> Loaded | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from unic_core.config import RunConfig, parse_config
-from unic_core.errors import UnicError
+from unic_core.errors import OutageError, UnicError
 from unic_core.history import Record
 from unic_core.interrupt import Wish
 from unic_core.session import Surroundings, run_session
@@ -53,6 +53,8 @@ def train_worker(payload: dict[str, Any]) -> None:
     )
     try:
         run_session(config, payload["datasets"], payload["run"], device, around)
+    except OutageError:  # the group is started again
+        raise
     except UnicError as error:
         ray.get(mailbox.put.remote("mistake", str(error)))
         raise

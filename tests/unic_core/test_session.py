@@ -90,6 +90,17 @@ def test_an_announced_preemption_saves_once_and_goes_on(digits: dict[str, str], 
     assert [info.step for info in list_checkpoints(LocalStore(str(tmp_path)))] == [4, 12]
 
 
+def test_knn_during_training_changes_nothing_that_is_learned(digits: dict[str, str], tmp_path: Path) -> None:
+    run(load_config("smoke"), digits, tmp_path / "without")
+    config = load_config("smoke", ["evaluation.knn_every=0.1"])
+    metrics, _ = run(config, digits, tmp_path / "with")
+    scores = {step: record["knn/top1_k10"] for step, record in metrics if "knn/top1_k10" in record}
+    assert sorted(scores) == [4, 8, 12]
+    assert all(0.1 < score <= 1 for score in scores.values())
+    without, probed = final_state(tmp_path / "without"), final_state(tmp_path / "with")
+    assert not [key for key in without if not torch.equal(without[key], probed[key])]
+
+
 def test_a_finished_run_is_left_alone(digits: dict[str, str], tmp_path: Path) -> None:
     run(load_config("smoke"), digits, tmp_path)
     metrics, _ = run(load_config("smoke"), digits, tmp_path)

@@ -41,6 +41,9 @@ class EvaluationConfig(Frozen):
     sgd_epochs: Positive = Field(100, description="passes of SGD over the features")
     knn_k: tuple[Positive, ...] = Field((10, 20, 100, 200), description="numbers of neighbors")
     knn_temperature: float = Field(0.07, gt=0, description="of the votes")
+    knn_every: float | None = Field(
+        None, gt=0, description="epochs between kNN scores during training, on the first of `probes`; null for none"
+    )
     random_student: bool = Field(True, description="also probe the student's architecture with random weights")
 
     @model_validator(mode="after")
@@ -49,4 +52,6 @@ class EvaluationConfig(Frozen):
             raise ValueError("c_values must be positive numbers, at least one")
         if not self.knn_k:
             raise ValueError("knn_k must name at least one k")
+        if self.knn_every is not None and not self.probes:
+            raise ValueError("knn_every is set, but probes is empty: name a data set to probe")
         return self
