@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from unic_core.errors import UnicError
-from unic_core.evals import logreg
+from unic_core.evals import logreg, softmax
 from unic_core.evals.logreg import fit_logreg
 
 GRID = (1e-4, 1e-2, 1.0, 1e2, 1e5)
@@ -157,7 +157,7 @@ def test_cross_entropy_is_exact_where_it_is_tiny_or_huge_and_yields_no_subnormal
     margins = (logits - logits[:, :1])[:, None].clone()
     margins[:, :, 0] = -torch.inf
     for i in range(3):
-        loss, wrong = logreg._cross_entropy(margins[i : i + 1].mT)
+        loss, wrong = softmax.cross_entropy(margins[i : i + 1].mT)
         exact = math.log1p(sum(math.exp(m) for m in margins[i, 0].tolist()))
         assert loss.item() == pytest.approx(exact, rel=1e-5, abs=1e-29)
         assert ((wrong == 0) | (wrong > torch.finfo(torch.float32).tiny)).all()
