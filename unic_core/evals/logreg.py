@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unic_core.errors import UnicError
+from unic_core.evals.eigenbasis import eigenbasis
 
 TOLERANCE = 1e-5  # see `_tolerance`
 MEMORY = 10  # pairs of steps and gradient differences that L-BFGS remembers
@@ -79,7 +80,7 @@ def fit_logreg(
     """
     _check(x, y, c_values, classes)
     rising = torch.tensor(c_values, dtype=torch.float64, device=x.device).sort()
-    basis = _eigenbasis(x)
+    basis = eigenbasis(x)
     given = None if start is None else basis.enter(*start)
     design = _Design(basis.z, basis.z.square(), y, basis.penalty, classes)
     path = _Path()
@@ -123,62 +124,8 @@ def _check(x: Tensor, y: Tensor, c_values: Sequence[float], classes: int) -> Non
         raise UnicError("some features are not finite; look for NaN or overflow in the model that made them")
 
 
-# ---------------------------------------------------------------- change of basis
-
-
-class _Eigenbasis(NamedTuple):
-    """Rotated features and the way there and back.
-
-    z [n, R + 1] float32: coordinates in the eigenbasis, and a column of ones for the intercept.
-    penalty [R + 1] float32: ones, and zero for the intercept.
-    """
-
-    z: Tensor
-    penalty: Tensor
-    vectors: Tensor  # [D, R] float64, orthonormal columns
-    mean: Tensor  # [D] float64
-
-    def enter(self, weight: Tensor, bias: Tensor) -> Tensor:
-        """theta [K, R + 1] of a weight [D, K] and bias [K]."""
-        weight = weight.double()
-        return torch.cat([self.vectors.T @ weight, (bias + self.mean @ weight)[None]]).T.float().contiguous()
-
-    def leave(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """weight [P, D, K] and bias [P, K], float32, of theta [P, K, R + 1]."""
-        weight = self.vectors @ theta[:, :, :-1].double().mT
-        bias = theta[:, :, -1].double() - self.mean @ weight
-        return weight.float(), bias.float()
-
-
-def _eigenbasis(x: Tensor) -> _Eigenbasis:
-    """Eigenbasis of the centered Gram matrix, by way of its smaller side."""
-    x = x.double()
-    mean = x.mean(0)
-    x = x - mean
-    n, d = x.shape
-    if d <= n:
-        _, vectors = torch.linalg.eigh(x.T @ x)
-        z = x @ vectors
-    else:
-        eigenvalues, left = torch.linalg.eigh(x @ x.T)
-        span = eigenvalues > eigenvalues[-1] * d * torch.finfo(torch.float64).eps
-        eigenvalues, left = eigenvalues[span], left[:, span]
-        vectors = x.T @ left / eigenvalues.sqrt()
-        z = left * eigenvalues.sqrt()
-    one = torch.ones(1, dtype=x.dtype, device=x.device)
-    return _Eigenbasis(
-        z=torch.cat([z, one.expand(n, 1)], 1).float(),
-        penalty=torch.cat([one.expand(z.shape[1]), 0 * one]).float(),
-        vectors=vectors,
-        mean=mean,
-    )
-
-
-# ---------------------------------------------------------------- the objective
-
-
 class _Design(NamedTuple):
-    """What all values of C have in common; names and shapes as in `_Eigenbasis`, squares = z * z, y [n] int64."""
+    """What all values of C have in common; names and shapes as in `Eigenbasis`, squares = z * z, y [n] int64."""
 
     z: Tensor
     squares: Tensor
