@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -11,8 +12,10 @@ from mlflow import MlflowClient
 
 from tests.k8s.help import NAMESPACE, ROOT, STORE, forwarded, get, kubectl, settings, small, until
 from unic_core.config import dump_config
+from unic_core.errors import UnicError
 from unic_core.storage import open_store
 from workflows.launch import Launcher, open_launcher
+from workflows.launch.jobs import PYTORCHJOB, ClusterJobs
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
@@ -90,8 +93,6 @@ def test_a_mistake_in_the_config_fails_at_once_with_a_sentence(services: None, r
 def test_the_same_name_attaches_and_another_config_is_refused(
     launcher: Launcher, remove: Callable[[str], None]
 ) -> None:
-    from unic_core.errors import UnicError
-
     remove("again")
     run = small("again")
     assert launcher.submit(run, STORE)
@@ -120,3 +121,24 @@ def test_what_keeps_a_job_from_running_is_said(services: None, remove: Callable[
         notes.extend(found)
         assert re.search(sentence, " ".join(found)), found
         launcher.cancel(name)
+
+
+def test_a_quota_is_named_with_its_numbers(services: None, remove: Callable[[str], None]) -> None:
+    remove("poor")
+    kubectl("-n", NAMESPACE, "create", "quota", "small", "--hard=requests.memory=1Mi")
+    try:
+        launcher = open_launcher(settings())
+        launcher.submit(small("poor"), STORE)
+        found = until(lambda: launcher.status("poor").reasons, "a reason", 60)
+        assert "the quota small does not allow these pods (requested: requests.memory=5Gi" in found[0]
+        launcher.cancel("poor")
+    finally:
+        kubectl("-n", NAMESPACE, "delete", "resourcequota", "small")
+
+
+def test_a_cluster_without_the_operator_is_told(services: None) -> None:
+    unknown = replace(PYTORCHJOB, group="kubeflow.invalid")  # what a cluster without the operator answers
+    with pytest.raises(UnicError, match="the cluster knows no PyTorchJob; install the Kubeflow training operator"):
+        ClusterJobs(unknown, settings()).submit(small("nobody"), STORE)
+    with pytest.raises(UnicError, match="there is no namespace nowhere; make it: kubectl apply -k k8s/namespace"):
+        open_launcher(settings(namespace="nowhere")).submit(small("nobody"), STORE)
