@@ -12,7 +12,7 @@ class Mailbox:
         self.notes: list[tuple[str, Any]] = []
 
     def put(self, kind: str, value: Any) -> None:
-        """Add a note; `kind` is `metrics`, `line`, `mistake` or `outage`."""
+        """Add a note; `kind` is `metrics`, `line` or `mistake`."""
         self.notes.append((kind, value))
 
     def take(self) -> list[tuple[str, Any]]:

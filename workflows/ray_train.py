@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from unic_core.config import RunConfig, parse_config
-from unic_core.errors import OutageError, UnicError
+from unic_core.errors import UnicError
 from unic_core.history import Record
 from unic_core.storage import join
 from workflows.mailbox import Mailbox
@@ -76,7 +76,7 @@ def run_distillation(
                     _outside_main_thread(_trainer(config, run, payload).fit)
             except (WorkerGroupError, ControllerError) as error:
                 if deliver.mistake is not None:
-                    raise deliver.mistake from None
+                    raise UnicError(deliver.mistake) from None
                 attempt += 1
                 if attempt > config.cluster.max_failures:
                     reason = str(error).strip().splitlines()[-1]
@@ -187,8 +187,7 @@ def _worker(payload: dict[str, Any]) -> None:
             say=lambda line: mailbox.put.remote("line", line),
         )
     except UnicError as error:
-        kind = "outage" if isinstance(error, OutageError) else "mistake"
-        ray.get(mailbox.put.remote(kind, str(error)))
+        ray.get(mailbox.put.remote("mistake", str(error)))
         raise
     finally:
         if metrics is not None:
@@ -202,7 +201,7 @@ class _Delivery:
         self.mailbox = mailbox
         self.emit = emit
         self.say = say
-        self.mistake: UnicError | None = None
+        self.mistake: str | None = None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mailbox", daemon=True)
 
@@ -235,4 +234,4 @@ class _Delivery:
             elif kind == "line":
                 self.say(value)
             else:
-                self.mistake = OutageError(value) if kind == "outage" else UnicError(value)
+                self.mistake = value
