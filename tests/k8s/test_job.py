@@ -42,9 +42,10 @@ def test_apply_gives_a_student_and_applying_again_does_nothing(services: None, r
 
     with forwarded("mlflow", 5000) as uri:
         client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name("unic")
-        runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=20)
-        distill = next(run for run in runs if run.info.run_name == "distill")
+        experiment = client.get_experiment_by_name("unic").experiment_id
+        (parent,) = client.search_runs([experiment], "attributes.run_name = 'smoke'", max_results=1)
+        children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+        distill = next(run for run in children if run.info.run_name == "distill")
         assert client.get_metric_history(distill.info.run_id, "distill/loss")[-1].step == 12
         assert client.get_registered_model("unic-student").aliases
 
@@ -108,7 +109,6 @@ def test_the_same_name_attaches_and_another_config_is_refused(
 
 
 def test_what_keeps_a_job_from_running_is_said(services: None, remove: Callable[[str], None]) -> None:
-    notes: list[str] = []
     cases = {
         "no-image": ({"image": "unic:never-built"}, "the image .*unic:never-built can't be pulled"),
         "too-big": ({"cpu_request": "1000", "cpu": "1000"}, "no node has room for too-big-worker-0"),
@@ -117,9 +117,11 @@ def test_what_keeps_a_job_from_running_is_said(services: None, remove: Callable[
         remove(name)
         launcher = open_launcher(settings(**changes))
         launcher.submit(small(name), STORE)
-        found = until(lambda launcher=launcher, name=name: launcher.status(name).reasons, "a reason", 60)
-        notes.extend(found)
-        assert re.search(sentence, " ".join(found)), found
+
+        def said(launcher: Launcher = launcher, name: str = name, sentence: str = sentence) -> bool:
+            return any(re.search(sentence, reason) for reason in launcher.status(name).reasons)
+
+        until(said, f"the sentence {sentence!r}", 60)
         launcher.cancel(name)
 
 
@@ -140,5 +142,7 @@ def test_a_cluster_without_the_operator_is_told(services: None) -> None:
     unknown = replace(PYTORCHJOB, group="kubeflow.invalid")  # what a cluster without the operator answers
     with pytest.raises(UnicError, match="the cluster knows no PyTorchJob; install the Kubeflow training operator"):
         ClusterJobs(unknown, settings()).submit(small("nobody"), STORE)
-    with pytest.raises(UnicError, match="there is no namespace nowhere; make it: kubectl apply -k k8s/namespace"):
+    with pytest.raises(
+        UnicError, match="there is no namespace nowhere; create it with: kubectl apply -k k8s/namespace"
+    ):
         open_launcher(settings(namespace="nowhere")).submit(small("nobody"), STORE)
