@@ -49,7 +49,7 @@ format: env
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-BENCH ?= ladder teachers
+BENCH ?= ladder teachers checkpoint loader recovery tracking
 
 bench: env
 	@for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name || exit 1; done
@@ -59,7 +59,7 @@ bench: env
 COMPILE := uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-header --generate-hashes
 
 lock:
-	$(COMPILE) --extra demo --extra onnx --group dev pyproject.toml -o requirements.lock
+	$(COMPILE) --extra demo --extra onnx --group dev --group bench pyproject.toml -o requirements.lock
 	$(COMPILE) --override docker/overrides.txt -c requirements.lock pyproject.toml -o docker/requirements.lock
 	$(COMPILE) --no-deps -c requirements.lock docker/demo.in -o docker/demo.lock
 

@@ -48,3 +48,12 @@ def broadcast(tensor: Tensor) -> Tensor:
     if _grouped():
         dist.broadcast(own, src=0)
     return own
+
+
+def agree_max(value: int) -> int:
+    """The largest of the processes' values, agreed on over the CPU: the group needs a backend for CPU tensors."""
+    if world_size() == 1:
+        return value
+    agreed = torch.tensor(value)
+    dist.all_reduce(agreed, dist.ReduceOp.MAX)
+    return int(agreed)

@@ -26,7 +26,8 @@ class History:
             self.records = self.records[::2]
 
     def save(self) -> None:
-        self.store.put(_HISTORY, "".join(json.dumps(r) + "\n" for r in self.records).encode())
+        """Store what there is; may be called in another thread than `add`."""
+        self.store.put(_HISTORY, "".join(json.dumps(r) + "\n" for r in list(self.records)).encode())
 
 
 def read_history(store: Store) -> list[dict[str, Any]]:

@@ -4,27 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from unic_core.checkpoint import CheckpointWriter, Loaded, check_same_run, load_checkpoint, load_newest, restore
+from unic_core.checkpoint import (
+    CheckpointWriter,
+    Loaded,
+    Retention,
+    check_same_run,
+    load_checkpoint,
+    load_newest,
+    restore,
+)
 from unic_core.config import RunConfig
 from unic_core.cost import cost_table, render_cost
 from unic_core.data.augment import DeviceAugment
 from unic_core.data.dataset import ShardedDataset
-from unic_core.data.loader import TrainLoader
+from unic_core.data.loader import TrainLoader, eval_batches
 from unic_core.distributed import all_sum, rank, world_size
 from unic_core.errors import UnicError
+from unic_core.evals.in_training import InTrainingKnn
 from unic_core.export import save_student
 from unic_core.history import History, Record
-from unic_core.hooks import CheckpointHook, MetricsHook, Stopwatch
+from unic_core.hooks import CheckpointHook, KnnHook, MetricsHook, Stopwatch
+from unic_core.interrupt import InterruptHook, Wish
 from unic_core.optim import Schedule, build_optimizer, build_schedule
 from unic_core.provenance import versions
-from unic_core.storage import open_store
-from unic_core.task import DistillationModel, build_task
-from unic_core.train import TrainState, device_batches, train
+from unic_core.storage import Store, open_store
+from unic_core.task import DistillationModel, DistillationTask, build_task
+from unic_core.train import Hook, TrainState, device_batches, train
 
 
 def training_sets(config: RunConfig, datasets: dict[str, str], cache: Path | None) -> list[ShardedDataset]:
@@ -41,20 +54,35 @@ def training_sets(config: RunConfig, datasets: dict[str, str], cache: Path | Non
     return sets
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What a session needs of the platform that runs it.
+
+    Attributes:
+        emit: called in process 0 with the metrics of a step.
+        say: called in process 0 with lines for people.
+        alongside: called in process 0, in a background thread, before every checkpoint is written.
+        wish: what this process wants after a step, see `InterruptHook`; None where nobody interrupts.
+        preempted: whether a machine is about to be taken away; a collective.
+    """
+
+    emit: Callable[[int, Record], None]
+    say: Callable[[str], None]
+    alongside: Callable[[], None] = lambda: None
+    wish: Callable[[], Wish] | None = None
+    preempted: Callable[[], bool] = lambda: False
+
+
 def run_session(
-    config: RunConfig,
-    datasets: dict[str, str],
-    run: str,
-    device: torch.device,
-    emit: Callable[[int, Record], None],
-    say: Callable[[str], None],
+    config: RunConfig, datasets: dict[str, str], run: str, device: torch.device, around: Surroundings
 ) -> TrainState:
     """Train (or continue) the run stored at the URI `run`, in this process of the process group.
 
     Args:
         datasets: URI of every prepared data set by name.
-        emit: called in process 0 with the metrics of a step.
-        say: called in process 0 with lines for people.
+
+    Returns:
+        The state that was reached: the last step, or less after a wish to stop.
 
     Raises:
         UnicError: whatever the user can put right; raised in every process.
@@ -66,45 +94,93 @@ def run_session(
     model = task.model
     assert isinstance(model, DistillationModel)  # noqa: S101 (not wrapped yet)
     optimizer = build_optimizer(model, config.optimizer)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.training.precision == "fp16")
     teachers = [teacher.manifest() for teacher in task.teachers]
     data = [{"fingerprint": s.fingerprint, "split": m.split} for s, m in zip(sets, config.data.train, strict=True)]
-    step = 0
+    state = TrainState()
     loaded = _load_same(run, device)
     if loaded is not None:
         check_same_run(loaded.state, config, teachers, data)
         restore(loaded, model, optimizer, task.standardizer)
-        step = loaded.state["step"]
+        scaler.load_state_dict(loaded.state["scaler"])
+        state = TrainState(loaded.state["step"])
     elif rank() == 0:
-        say(render_cost(cost_table(model.student, model.projectors, {t.name: t for t in task.teachers})))
+        around.say(render_cost(cost_table(model.student, model.projectors, {t.name: t for t in task.teachers})))
 
-    training = config.training
-    loader = TrainLoader(sets, config.data, config.student.image_size, config.seed, training.batch,
-                         training.accumulate, rank(), world_size(), step)  # fmt: skip
+    loader = TrainLoader(sets, config.data, config.student.image_size, config.seed, config.training.batch,
+                         config.training.accumulate, rank(), world_size(), state.step)  # fmt: skip
     schedule = build_schedule(config, loader.steps_per_epoch)
     if rank() == 0:
-        say(_plan(config, schedule, loader.steps_per_epoch, step))
-    if step < schedule.total:
+        around.say(_plan(config, schedule, loader.steps_per_epoch, state.step))
+    if state.step < schedule.total:
         about = {"config": config.model_dump(mode="json"), "teachers": teachers, "data": data, "versions": versions()}
-        history = History(store, step)
-        stopwatch = Stopwatch()
+        probe = _in_training_probe(config, datasets, cache)
+        state = _train(config, task, optimizer, scaler, loader, schedule, store, state, about, probe, device, around)
+    if rank() == 0 and state.step >= schedule.total:
+        save_student(model.student, config, store.child("student"), teachers)
+    return state
 
-        def record(step: int, values: Record) -> None:
-            history.add(step, values)
-            emit(step, values)
 
-        metrics = MetricsHook(task, schedule, training.batch, training.log_every, record, stopwatch)
-        writer = CheckpointWriter(store, training.keep_last, training.keep_every)
-        save = CheckpointHook(model, task, optimizer, metrics, history, writer, about, training.checkpoint_every)
+def _train(
+    config: RunConfig,
+    task: DistillationTask,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    loader: TrainLoader,
+    schedule: Schedule,
+    store: Store,
+    state: TrainState,
+    about: dict[str, Any],
+    probe: InTrainingKnn | None,
+    device: torch.device,
+    around: Surroundings,
+) -> TrainState:
+    """Hang the hooks on the loop and run it; returns when the last checkpoint is stored."""
+    training, model = config.training, task.model
+    assert isinstance(model, DistillationModel)  # noqa: S101 (not wrapped yet)
+    history, stopwatch = History(store, state.step), Stopwatch()
+
+    def record(step: int, values: Record) -> None:
+        history.add(step, values)
+        around.emit(step, values)
+
+    def alongside() -> None:
+        history.save()
+        around.alongside()
+
+    metrics = MetricsHook(task, schedule, training.batch, training.log_every, record, stopwatch, loader.describe)
+    retention = Retention(training.keep_last, training.keep_every, training.keep_best)
+    with closing(CheckpointWriter(store, retention, alongside)) as writer:
+        checkpoint = CheckpointHook(model, task, optimizer, scaler, metrics, writer, about, training.checkpoint_every)
+        interrupt = InterruptHook(around.wish or (lambda: Wish.NONE), around.preempted, checkpoint.save)
+        hooks: list[Hook] = [metrics, checkpoint, *([interrupt] if around.wish else [])]
+        if probe is not None and config.evaluation.knn_every is not None:
+            every = max(1, round(config.evaluation.knn_every * loader.steps_per_epoch))
+            hooks.append(KnnHook(probe, model.student, every, record))
         if world_size() > 1:
             task.model = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
         batches = stopwatch.watch(device_batches(loader, DeviceAugment(config.data.augment), config, device))
-        scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
-        with closing(writer):
-            train(task, batches, optimizer, schedule, scaler, [metrics, save], TrainState(step),
-                  lambda s: s.step >= schedule.total, training.precision, config.optimizer.clip_norm)  # fmt: skip
-    if rank() == 0:
-        save_student(model.student, config, store.child("student"), teachers)
-    return TrainState(schedule.total)
+        return train(task, batches, optimizer, schedule, scaler, hooks, state,
+                     lambda s: interrupt.stopped or s.step >= schedule.total,
+                     training.precision, config.optimizer.clip_norm)  # fmt: skip
+
+
+def _in_training_probe(config: RunConfig, datasets: dict[str, str], cache: Path | None) -> InTrainingKnn | None:
+    """kNN on the first probe of the config, where the config asks for it."""
+    evaluation = config.evaluation
+    if evaluation.knn_every is None:
+        return None
+    first, size = evaluation.probes[0], config.student.image_size
+    name = first.train_on or first.dataset
+    train = ShardedDataset(datasets.get(name, name), first.train_split, cache, config.data.cache_bytes)
+    test = ShardedDataset(datasets.get(first.dataset, first.dataset), first.test_split, cache, config.data.cache_bytes)
+    return InTrainingKnn(
+        partial(eval_batches, train, size, evaluation.batch),
+        partial(eval_batches, test, size, evaluation.batch),
+        evaluation.knn_k,
+        evaluation.knn_temperature,
+        evaluation.token,
+    )
 
 
 def _load_same(run: str, device: torch.device) -> Loaded | None:

@@ -36,6 +36,10 @@ class Store(Protocol):
 
     def exists(self, key: str) -> bool: ...
     def delete(self, keys: Iterable[str]) -> None: ...
+    def sweep(self) -> int:
+        """Remove what interrupted writes left behind; returns how many. Only for the single writer of a place."""
+        ...
+
     def child(self, prefix: str) -> Store: ...
 
 
@@ -88,6 +92,12 @@ class LocalStore:
             path.unlink(missing_ok=True)
             if path.parent != self.root and path.parent.is_dir() and not any(path.parent.iterdir()):
                 path.parent.rmdir()
+
+    def sweep(self) -> int:
+        parts = list(self.root.rglob(".part-*"))
+        for part in parts:
+            part.unlink(missing_ok=True)
+        return len(parts)
 
     def child(self, prefix: str) -> LocalStore:
         return LocalStore(str(self.root / prefix))

@@ -31,12 +31,14 @@ class LossReport:
         per_image: [T, B] loss of every image against every teacher (0 where the teacher did not see it).
         tokens: the same for each token kind, before the kinds are averaged (0 where a teacher lacks the kind).
         kept: [T, B] weights that the balancer gave, 0 for dropped.
+        samples: [B] numbers of the images in the training set.
     """
 
     loss: Tensor
     per_image: Tensor
     tokens: dict[TokenKind, Tensor]
     kept: Tensor
+    samples: Tensor
 
 
 class DistillationModel(nn.Module):
@@ -97,7 +99,8 @@ class DistillationTask:
         kept = self.balancer.weights(per_image.detach(), draw)
         # the normalizer counts the whole global batch, so that the split over processes changes nothing
         loss = (kept * per_image).sum() * world_size() / all_sum(kept.sum())
-        return LossReport(loss, per_image.detach(), {k: torch.stack(v) for k, v in tokens.items()}, kept)
+        parts_of_tokens = {kind: torch.stack(rows) for kind, rows in tokens.items()}
+        return LossReport(loss, per_image.detach(), parts_of_tokens, kept, draw.samples)
 
     @torch.no_grad()
     def _teach(self, images: Tensor, seen: Sequence[Tensor | slice]) -> Features:

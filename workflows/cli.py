@@ -17,6 +17,9 @@ import click
 from unic_core import __version__
 from unic_core.errors import UnicError
 from workflows import console
+from workflows.commands.checkpoints import checkpoints
+from workflows.commands.compare import compare
+from workflows.commands.datasets import datasets
 from workflows.commands.launch import cancel, launch, logs
 from workflows.commands.mirror import teachers
 from workflows.commands.options import config_argument, overrides_argument, probe_option, root_option, with_config
@@ -81,12 +84,13 @@ def demo(quick: bool, directory: Path) -> None:
 @unic.command()
 @with_config
 @root_option
-def prepare(config: RunConfig, root: str) -> None:
+@click.option("--workers", type=click.IntRange(1), help="Processes; one per processor unless given.")
+def prepare(config: RunConfig, root: str, workers: int | None) -> None:
     """Make the data sets of CONFIG.
 
-    Does nothing where nothing changed.
+    Does nothing where nothing changed; continues where it was interrupted.
     """
-    console.table(("data set", "uri"), list(_prepare(config, root).items()))
+    console.table(("data set", "uri"), list(_prepare(config, root, workers).items()))
 
 
 @unic.command()
@@ -138,15 +142,11 @@ def report(config: RunConfig, root: str) -> None:
     console.say(f"report: {run}/report/index.html")
 
 
-for command in (run, launch, logs, cancel, teachers):
-    unic.add_command(command)
-
-
-def _prepare(config: RunConfig, root: str) -> dict[str, str]:
+def _prepare(config: RunConfig, root: str, workers: int | None = None) -> dict[str, str]:
     from workflows import steps
 
     with console.progress("images") as progress:
-        return steps.prepare(config, root, progress)
+        return steps.prepare(config, root, progress, workers)
 
 
 @unic.group()
@@ -319,3 +319,7 @@ def config_schema() -> None:
     from unic_core.config import json_schema
 
     console.say(json.dumps(json_schema(), indent=2))
+
+
+for command in (cancel, checkpoints, compare, datasets, launch, logs, run, teachers):
+    unic.add_command(command)

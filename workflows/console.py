@@ -178,6 +178,11 @@ def training_progress(progress: Progress) -> Callable[[int, dict[str, float]], N
     """What to call with the metrics of a training step, so that they are shown as progress."""
 
     def emit(step: int, record: dict[str, float]) -> None:
+        scores = {name.removeprefix("knn/top1_"): score for name, score in record.items() if name.startswith("knn/")}
+        if scores:
+            shown = ", ".join(f"{name} {100 * score:.1f} %" for name, score in scores.items())
+            logger.info("step %d: kNN top-1 %s", step, shown)
+            return
         total = round(step / record["progress"])
         progress("training", step, total, f"loss {record['loss']:.4f}, {record['images_per_s']:.0f} images/s")
 

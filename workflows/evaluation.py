@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from unic_core.config import ProbeConfig, RunConfig, TeacherConfig
-from unic_core.data.dataset import ShardedDataset
+from unic_core.data.dataset import ShardedDataset, default_cache
 from unic_core.data.loader import eval_batches
 from unic_core.errors import UnicError
-from unic_core.evals.features import FeatureModel, FeatureSet, extract
+from unic_core.evals.features import FeatureModel, FeatureSet
 from unic_core.evals.probe import fit_probe
 from unic_core.evals.results import ResultRow, Role, dump_rows, load_rows
+from unic_core.evals.store import FeatureKey, FeatureStore
 from unic_core.export import read_student
 from unic_core.precision import DTYPES
 from unic_core.provenance import versions
@@ -33,14 +35,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to probe. `fixed` marks those whose results other runs can use again."""
+    """A model to probe."""
 
     name: str
     role: Role
     sha256: str
     model: FeatureModel
     image_size: int
-    fixed: bool
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class ProbeSet:
 
     config: ProbeConfig
     test: ShardedDataset
+    classifier: Literal["logreg", "sgd"]
 
 
 def evaluate_group(
@@ -70,7 +72,8 @@ def evaluate_group(
         sets: list[ProbeSet] = []
         for probe in probes:
             try:
-                sets.append(ProbeSet(probe, _open(config, datasets, probe.dataset, probe.test_split)))
+                test = _open(config, datasets, probe.dataset, probe.test_split)
+                sets.append(ProbeSet(probe, test, probes[0].classifier))
             except UnicError as error:
                 rows += _failed(name, role, "", probe, error)
         try:
@@ -91,20 +94,22 @@ def _probe(
     rows: list[ResultRow] = []
     missing = []
     for item in sets:
-        cached = _cached(cache, keys[item.config.dataset]) if subject.fixed else None
+        cached = _cached(cache, keys[item.config.dataset])
         if cached is None:
             missing.append(item)
         else:
-            rows += [row.model_copy(update={"model": subject.name}) for row in cached]
+            rows += [row.model_copy(update={"model": subject.name, "role": subject.role}) for row in cached]
     if not missing:
         say(f"{subject.name}: known from an earlier run")
         return rows
     say(f"{subject.name}: features of {len(train):,} training images of {train.name}")
-    fitted = fit_probe(_features(config, subject, train), config.evaluation, config.seed, _device())
+    classifier = missing[0].classifier
+    features = _features(config, root, subject, train)
+    fitted = fit_probe(features, config.evaluation, config.seed, _device(), classifier)
     for item in missing:
         new = []
         try:
-            for score in fitted.score(_features(config, subject, item.test)):
+            for score in fitted.score(_features(config, root, subject, item.test)):
                 new.append(
                     ResultRow(
                         model=subject.name,
@@ -121,18 +126,26 @@ def _probe(
             log.exception("%s cannot be probed on %s", subject.name, item.config.dataset)
             rows += _failed(subject.name, subject.role, subject.sha256, item.config, error)
             continue
-        if subject.fixed:
-            cache.put(keys[item.config.dataset], dump_rows(new).encode())
+        cache.put(keys[item.config.dataset], dump_rows(new).encode())
         rows += new
         scores = ", ".join(f"{row.protocol} {row.top1:.1%}" for row in new)
         say(f"{subject.name} on {item.config.dataset}: {scores}")
     return rows
 
 
-def _features(config: RunConfig, subject: Subject, dataset: ShardedDataset) -> FeatureSet:
+def _features(config: RunConfig, root: str, subject: Subject, dataset: ShardedDataset) -> FeatureSet:
+    """From the store, where an earlier probe or run left them; else computed and stored."""
     evaluation = config.evaluation
-    batches = eval_batches(dataset, subject.image_size, evaluation.batch, config.data.workers)
-    return extract(subject.model, batches, evaluation.token, evaluation.precision, _device())
+    local = Path(config.data.cache) if config.data.cache else default_cache()
+    store = FeatureStore(join(root, "cache", "features"), local.parent / "features")
+    key = FeatureKey(subject.sha256, dataset.fingerprint, dataset.split, subject.image_size, evaluation.token,
+                     evaluation.precision)  # fmt: skip
+    labels = torch.from_numpy(dataset.labels.copy())
+    found = store.load(key, labels)
+    if found is None:
+        batches = eval_batches(dataset, subject.image_size, evaluation.batch, config.data.workers)
+        found = store.compute(key, labels, subject.model, batches, _device())
+    return found
 
 
 def _subjects(config: RunConfig, run: str) -> Iterator[tuple[str, Role, Callable[[], Subject]]]:
@@ -150,7 +163,7 @@ def _student(name: str, role: Role, student: Student) -> Subject:
     for key, value in sorted(student.state_dict().items()):
         digest.update(key.encode())
         digest.update(value.cpu().contiguous().numpy().tobytes())
-    return Subject(name, role, digest.hexdigest(), student.features, student.image_size, fixed=False)
+    return Subject(name, role, digest.hexdigest(), student.features, student.image_size)
 
 
 def _random_student(config: RunConfig) -> Student:
@@ -161,12 +174,13 @@ def _random_student(config: RunConfig) -> Student:
 
 def _teacher(config: TeacherConfig, dtype: torch.dtype) -> Subject:
     teacher = load_teacher(config, None, _device(), dtype)
-    return Subject(teacher.name, "teacher", teacher.sha256, teacher, teacher.spec.image_size, fixed=True)
+    return Subject(teacher.name, "teacher", teacher.sha256, teacher, teacher.spec.image_size)
 
 
 def _cache_key(config: RunConfig, subject: Subject, train: ShardedDataset, item: ProbeSet) -> str:
     """What a result depends on; anything else about the run may differ."""
-    evaluation = config.evaluation.model_dump(mode="json", exclude={"probes", "random_student", "batch"})
+    free = {"probes", "random_student", "batch"}
+    evaluation = config.evaluation.model_dump(mode="json", exclude=free) | {"classifier": item.classifier}
     parts = [subject.sha256, subject.image_size, train.fingerprint, item.config.train_split, item.test.fingerprint,
              item.config.test_split, item.config.dataset, item.config.group, evaluation, config.seed]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest() + ".json"
@@ -202,7 +216,7 @@ def _failed(name: str, role: Role, sha256: str, probe: ProbeConfig, error: BaseE
             sha256=sha256,
             error=reason,
         )
-        for protocol in ("logreg", "knn")
+        for protocol in (probe.classifier, "knn")
     ]
 
 

@@ -75,6 +75,17 @@ class Spool:
         """Bytes that are not sent yet."""
         return os.fstat(self._file.fileno()).st_size - self._sent
 
+    def unsent(self) -> bytes:
+        """The lines that the server has not taken yet, for a spool elsewhere to adopt."""
+        with self.path.open("rb") as file:
+            file.seek(self._sent)
+            return file.read()
+
+    def adopt(self, lines: bytes) -> None:
+        """Append what another spool of the same run could not send. Points that arrive twice are stored once."""
+        if lines:
+            self._file.write(lines if lines.endswith(b"\n") else lines + b"\n")
+
     def flush(self, timeout: float) -> bool:
         """Send now; True when everything written before this call arrived within `timeout` seconds."""
         target, deadline = os.fstat(self._file.fileno()).st_size, time.monotonic() + timeout

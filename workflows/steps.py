@@ -11,12 +11,15 @@ tests all call these; nothing else does the work.
 
 from __future__ import annotations
 
+import os
+import signal
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unic_core import lease
 from unic_core.config import RunConfig, dump_config
 from unic_core.errors import UnicError
 from unic_core.history import Record, read_history
@@ -38,11 +41,14 @@ def run_uri(config: RunConfig, root: str) -> str:
     return join(root, "runs", config.name)
 
 
-def prepare(config: RunConfig, root: str, progress: Progress = _quiet) -> dict[str, str]:
-    """Make every data set of `config.datasets` below `root`; returns their URIs by name. A repeat does nothing."""
+def prepare(config: RunConfig, root: str, progress: Progress = _quiet, workers: int | None = None) -> dict[str, str]:
+    """Make every data set of `config.datasets` below `root`; returns their URIs by name. A repeat does nothing.
+
+    `workers` processes do it, by default one per processor.
+    """
     from unic_core.data.prepare import prepare_dataset
 
-    return {d.name: prepare_dataset(d, root, partial(progress, d.name)) for d in config.datasets}
+    return {d.name: prepare_dataset(d, root, partial(progress, d.name), workers) for d in config.datasets}
 
 
 def check(config: RunConfig) -> None:
@@ -64,6 +70,7 @@ def distill(
     Raises:
         UnicError: a data set, teacher or service is not as the config says. Found before training starts.
     """
+    from unic_core.checkpoint import check_config, newest_state
     from unic_core.session import training_sets
     from unic_core.teachers import resolve
     from workflows import tracking
@@ -77,18 +84,23 @@ def distill(
         say(f"teacher {teacher.name}: {spec.id}, license {spec.license}")
     run = run_uri(config, root)
     store = open_store(run)
-    text = dump_config(config).encode()
-    store.put("config.yaml", text)
-    parent = tracking.parent_run(config)
-    tracking.attach(parent).log_artifacts({"config.yaml": text})
-    with tracking.child_run(config, parent, "distill") as child:
-        for mix, dataset in zip(config.data.train, sets, strict=True):
-            child.log_dataset(mix.dataset, dataset.uri, mix.split, dataset.fingerprint, "training")
-        run_distillation(config, datasets, run, child.run_id, emit, say)
-        with tempfile.TemporaryDirectory() as directory:
-            for key in store.list("student/"):
-                store.download(key, Path(directory) / key.removeprefix("student/"))
-            tracking.log_student(parent, Path(directory), config)
+    with lease.hold(store, config.name, say, lost=lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        store.sweep()
+        state = newest_state(store)
+        if state is not None:
+            check_config(state, config)
+        text = dump_config(config).encode()
+        store.put("config.yaml", text)
+        parent = tracking.parent_run(config)
+        tracking.attach(parent).log_artifacts({"config.yaml": text})
+        with tracking.child_run(config, parent, "distill") as child:
+            for mix, dataset in zip(config.data.train, sets, strict=True):
+                child.log_dataset(mix.dataset, dataset.uri, mix.split, dataset.fingerprint, "training")
+            run_distillation(config, datasets, run, child.run_id, emit, say)
+            with tempfile.TemporaryDirectory() as directory:
+                for key in store.list("student/"):
+                    store.download(key, Path(directory) / key.removeprefix("student/"))
+                tracking.log_student(parent, Path(directory), config)
     return run
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import torch
 
 from unic_core.checkpoint import (
     CheckpointWriter,
+    Retention,
     check_same_run,
     list_checkpoints,
     load_checkpoint,
     load_newest,
     prune,
+    verify_checkpoint,
     write_checkpoint,
 )
 from unic_core.config import RunConfig, load_config
@@ -60,6 +63,8 @@ def test_a_damaged_checkpoint_is_passed_over(store: LocalStore, damage: str) -> 
     loaded = load_newest(store)
     assert loaded is not None
     assert loaded.state["step"] == 1
+    assert verify_checkpoint(store, "checkpoints/step-00000001") is None
+    assert verify_checkpoint(store, key) is not None
     with pytest.raises(UnicError, match="missing or damaged"):
         load_checkpoint(store, 2)
 
@@ -75,24 +80,57 @@ def test_an_unknown_format_is_refused(store: LocalStore) -> None:
 def test_retention_keeps_the_last_and_the_multiples(store: LocalStore) -> None:
     for step in range(10, 70, 10):
         write_checkpoint(store, step, TENSORS, {})
-    prune(store, keep_last=2, keep_every=30)
-    assert [int(key[-8:]) for key in list_checkpoints(store)] == [30, 50, 60]
+    assert prune(store, Retention(2, every=30)) == [f"checkpoints/step-{step:08d}" for step in (10, 20, 40)]
+    assert [info.step for info in list_checkpoints(store)] == [30, 50, 60]
+
+
+def test_the_best_checkpoint_stays(store: LocalStore) -> None:
+    for step, loss in enumerate([0.5, 0.2, 0.4, 0.3], 1):
+        write_checkpoint(store, step, TENSORS, {}, {"loss": loss})
+    prune(store, Retention(1, best="loss"))
+    assert [(info.step, info.metrics) for info in list_checkpoints(store)] == [(2, {"loss": 0.2}), (4, {"loss": 0.3})]
 
 
 def test_pruning_never_touches_what_is_newer_than_the_newest_whole_one(store: LocalStore) -> None:
     write_checkpoint(store, 1, TENSORS, {})
     store.put("checkpoints/step-00000002/student.safetensors", b"being written")
-    prune(store, keep_last=1, keep_every=None)
-    assert list_checkpoints(store) == {"checkpoints/step-00000001": True, "checkpoints/step-00000002": False}
+    prune(store, Retention(1))
+    assert [(info.step, info.complete) for info in list_checkpoints(store)] == [(1, True), (2, False)]
 
 
 def test_the_writer_reports_a_failed_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    writer = CheckpointWriter(LocalStore(str(tmp_path / "file")), keep_last=1, keep_every=None)
+    writer = CheckpointWriter(LocalStore(str(tmp_path / "file")), Retention(1))
     writer.save(1, TENSORS, {})
     with pytest.raises(UnicError, match="cannot write"):
         writer.wait()
     writer.close()
+
+
+class SlowStore(LocalStore):
+    """Holds every upload back until it is let go."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def upload(self, source: Path, key: str) -> None:
+        self.begun.set()
+        assert self.go.wait(30)
+        super().upload(source, key)
+
+
+def test_training_does_not_wait_for_a_slow_store(tmp_path: Path) -> None:
+    """The first snapshot is being written; of those that come meanwhile only the newest is kept."""
+    store = SlowStore(str(tmp_path))
+    writer = CheckpointWriter(store, Retention(10))
+    writer.save(1, TENSORS, {})
+    assert store.begun.wait(30)
+    for step in (2, 3, 4):
+        writer.save(step, TENSORS, {})  # returns, although nothing can be stored
+    store.go.set()
+    writer.close()
+    assert [(info.step, info.complete) for info in list_checkpoints(store)] == [(1, True), (4, True)]
 
 
 def _state(config: RunConfig) -> dict[str, Any]:

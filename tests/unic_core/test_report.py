@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -124,6 +125,11 @@ def test_metrics_of_the_student(complete: Report) -> None:
     assert metrics["relative/blur"] == pytest.approx(-0.2)
     assert metrics["probe/mean_top1"] == pytest.approx(0.8)
     assert metrics["probe/mean_top1_shift"] == pytest.approx(0.4)
+    transfer = [TOP1["student", dataset] for dataset, group in SETS if group == "transfer"]
+    odds = [math.log(p / (1 - p)) for p in transfer]
+    assert metrics["probe/mean_log_odds"] == pytest.approx(sum(odds) / len(odds))
+    variance = sum(p * (1 - p) / 1234 for p in transfer) / len(transfer) ** 2
+    assert metrics["probe/mean_top1_error"] == pytest.approx(math.sqrt(variance))
     assert metrics["probe/failed"] == 0
 
 
@@ -182,6 +188,7 @@ def test_a_failed_teacher_is_named_and_not_averaged_silently() -> None:
 def test_a_failed_student_has_no_mean_to_be_promoted_by() -> None:
     report = build_report(failed(measured(), "student", "digits", "out of memory"), CONFIG)
     assert "probe/mean_top1" not in report.metrics
+    assert not {"probe/mean_top1_error", "probe/mean_log_odds"} & set(report.metrics)
     assert "probe/digits/top1" not in report.metrics
     assert "relative/digits" not in report.metrics
     assert "probe/mean_top1_shift" in report.metrics

@@ -108,3 +108,13 @@ def test_missing_results_are_named_and_change_the_exit_code(capsys: pytest.Captu
     assert "91.2%" in shown.out
     assert "lite0" not in shown.out
     assert shown.err == "missing: lite0 on digits (knn): out of memory\n"
+
+
+def test_training_shows_progress_and_now_and_then_knn(caplog: pytest.LogCaptureFixture) -> None:
+    shown: list[tuple[object, ...]] = []
+    emit = console.training_progress(lambda *values: shown.append(values))
+    emit(5, {"progress": 0.25, "loss": 0.5, "images_per_s": 12.0})
+    with caplog.at_level(logging.INFO, "workflows"):
+        emit(5, {"knn/top1_k10": 0.5, "knn/top1_k20": 0.625})
+    assert shown == [("training", 5, 20, "loss 0.5000, 12 images/s")]
+    assert "step 5: kNN top-1 k10 50.0 %, k20 62.5 %" in caplog.text

@@ -55,7 +55,7 @@ def run(
 
 
 def weights(place: Path) -> dict[str, torch.Tensor]:
-    newest = list(list_checkpoints(LocalStore(str(place))))[-1]
+    newest = list_checkpoints(LocalStore(str(place)))[-1].key
     return load_file(place / newest / "student.safetensors") | load_file(place / newest / "projectors.safetensors")
 
 
@@ -85,7 +85,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(digits: dict[str, str],
     lines: list[str] = []
     run_distillation(config, digits, str(tmp_path / "killed"), tracked, kill_once, lines.append)
     assert killed
-    assert any("continues at the last checkpoint" in line for line in lines)
+    assert any("continue at the last checkpoint" in line for line in lines)
     assert any("continuing at step" in line for line in lines)
     run(config, digits, tmp_path / "straight", tracked)
     straight, survived = weights(tmp_path / "straight"), weights(tmp_path / "killed")

@@ -163,9 +163,9 @@ def test_external_server_that_is_down(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_recycled_process_id_is_not_ours(tmp_path: Path) -> None:
     own = psutil.Process()
-    assert processes.find(own.pid, own.create_time()) == own
-    assert processes.find(own.pid, own.create_time() - 100) is None
-    record = {name: {"endpoint": "http://127.0.0.1:1", "pid": own.pid, "created": 1.0} for name in ("s3", "mlflow")}
+    assert processes.find(own.pid, processes.started(own)) == own
+    assert processes.find(own.pid, processes.started(own) - 100) is None
+    record = {name: {"endpoint": "http://127.0.0.1:1", "pid": own.pid, "started": 1.0} for name in ("s3", "mlflow")}
     (tmp_path / "stack.json").write_text(json.dumps(record))
     found = stacks.status(tmp_path)
     assert found is not None

@@ -18,6 +18,7 @@ from unic_core.storage import LocalStore, Store, open_store, read_uri
 from workflows.stack import processes
 from workflows.storage import S3Store, ray_filesystem
 from workflows.storage import store as implementation
+from workflows.storage.connection import connection
 
 if TYPE_CHECKING:
     from tests.workflows.conftest import S3
@@ -115,9 +116,11 @@ def test_pickled_store_works_and_holds_no_secret(s3: S3, tmp_path: Path) -> None
 def test_forked_process_opens_its_own_connection(s3: S3, tmp_path: Path) -> None:
     store = S3Store(f"s3://unic/{tmp_path.name}")
     store.put("x", b"1")
+    parents = implementation.connection()
     child = os.fork()
     if child == 0:
-        fine = not implementation.connection().answered and store.get("x") == b"1"
+        own = implementation.connection()
+        fine = own is not parents and own.answered and store.get("x") == b"1"
         os._exit(0 if fine else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert store.get("x") == b"1"
@@ -253,3 +256,25 @@ def test_ray_filesystem_elsewhere(tmp_path: Path) -> None:
     assert (tmp_path / "run").is_dir()
     with pytest.raises(UnicError, match="gs://x/y"):
         ray_filesystem("gs://x/y")
+
+
+def test_sweeping_ends_uploads_that_were_interrupted(s3: S3, tmp_path: Path) -> None:
+    store, other = S3Store(f"s3://unic/{tmp_path.name}/own"), S3Store(f"s3://unic/{tmp_path.name}/other")
+    client = connection().client
+    for place in (store, other):
+        key = f"{place.prefix}checkpoints/step-00000001/student.safetensors"
+        upload = client.create_multipart_upload(Bucket="unic", Key=key)["UploadId"]
+        client.upload_part(Bucket="unic", Key=key, UploadId=upload, PartNumber=1, Body=b"half")
+    store.put("whole", b"data")
+    assert store.sweep() == 1
+    assert store.sweep() == 0
+    assert store.get("whole") == b"data"
+    assert other.sweep() == 1  # of others nothing was taken
+
+
+def test_sweeping_a_directory_removes_half_written_files(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    store.put("a/whole", b"data")
+    (tmp_path / "a" / ".part-xyz").write_bytes(b"half")
+    assert store.sweep() == 1
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["whole"]

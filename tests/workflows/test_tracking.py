@@ -258,6 +258,7 @@ def test_only_a_better_student_becomes_champion(place: str, config: RunConfig, t
         student = tracking.log_student(parent, write_student(directory, run.encode()), one)
         metrics = {f"probe/{key}/top1": value for key, value in scores.items()}
         metrics["probe/mean_top1"] = sum(scores.values()) / len(scores)
+        metrics["probe/mean_top1_error"] = 0.01
         tracking.log_report(one, parent, {"index.html": b"<html>"}, metrics)
         assert {m.key for m in client().get_logged_model(student.model_id).metrics} == set(metrics)
         assert [f.path for f in client().list_artifacts(parent, "report")] == ["report/index.html"]
@@ -277,6 +278,9 @@ def test_only_a_better_student_becomes_champion(place: str, config: RunConfig, t
     _, said = report("easier", x=0.9)
     assert champion() == first
     assert "other data sets (the difference is y)" in said
+    _, said = report("by-chance", x=0.52, y=0.72)
+    assert champion() == first
+    assert f"0.6200 does not beat the 0.6000 of champion version {first} by more than 0.0277" in said
     better, said = report("better", x=0.6, y=0.7)
     assert champion() == better
     assert f"beats version {first}" in said

@@ -13,6 +13,10 @@ from unic_core.config.data import (
     JitterConfig,
     MixConfig,
 )
+from unic_core.config.evaluation import (
+    EvaluationConfig,
+    ProbeConfig,
+)
 from unic_core.config.models import (
     LadderConfig,
     LinearNormConfig,
@@ -49,9 +53,7 @@ from unic_core.config.text import (
 )
 from unic_core.config.training import (
     ClusterConfig,
-    EvaluationConfig,
     OptimizerConfig,
-    ProbeConfig,
     TrackingConfig,
     TrainingConfig,
 )

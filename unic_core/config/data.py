@@ -77,7 +77,9 @@ class DataConfig(Frozen):
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(8, ge=0, description="decoding processes per training process")
     cache: str | None = Field(None, description="directory for shards fetched from an object store")
-    cache_bytes: Positive = Field(200 * 2**30, description="size of the shard cache")
+    cache_bytes: int = Field(
+        200 * 2**30, ge=0, description="size of the shard cache; 0: none, parts of shards are read"
+    )
     chunk: Positive = Field(32, description="neighboring samples that stay together in the global shuffle")
     window: Positive = Field(16, description="chunks that are shuffled into each other")
     max_broken: int = Field(0, ge=0, description="unreadable images tolerated per epoch; each is replaced by another")

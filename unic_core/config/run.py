@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from unic_core.config.base import Frozen, Name
 from unic_core.config.data import DataConfig, DatasetConfig
+from unic_core.config.evaluation import EvaluationConfig
 from unic_core.config.models import LadderConfig, ProjectorConfig, StudentConfig, TeacherConfig
 from unic_core.config.objective import (
     BalancerConfig,
@@ -19,7 +20,6 @@ from unic_core.config.objective import (
 )
 from unic_core.config.training import (
     ClusterConfig,
-    EvaluationConfig,
     OptimizerConfig,
     TrackingConfig,
     TrainingConfig,

@@ -1,8 +1,8 @@
-"""Optimization, the processes it runs in, evaluation and tracking."""
+"""Optimization, the processes it runs in, and tracking."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -34,6 +34,7 @@ class TrainingConfig(Frozen):
     checkpoint_every: Positive = Field(1000, description="steps between checkpoints")
     keep_last: Positive = Field(2, description="newest checkpoints that are kept")
     keep_every: Positive | None = Field(None, description="also keep every checkpoint at a multiple of this step")
+    keep_best: Literal["loss"] | None = Field(None, description="also keep the checkpoint with the lowest value of it")
 
     @model_validator(mode="after")
     def _length(self) -> Self:
@@ -48,48 +49,23 @@ class ClusterConfig(Frozen):
     """The processes of Ray Train."""
 
     workers: Positive = Field(1, description="processes that train together")
+    min_workers: Positive | None = Field(
+        None, description="go on with as few processes while machines are missing, and grow back; null waits for all"
+    )
     gpus_per_worker: NonNegative = Field(1, description="0 trains on the CPU")
     cpus_per_worker: float = Field(8, gt=0, description="CPU cores reserved for each process")
     threads: Positive | None = Field(None, description="CPU threads of torch in each process")
-    max_failures: int = Field(3, ge=0, description="restarts after a lost or failed worker")
+    resize_s: Positive = Field(
+        60, description="seconds between looks for machines to grow back to; each growth restarts"
+    )
+    max_failures: int = Field(3, ge=0, description="restarts after a lost or failed worker; preemptions do not count")
+    stop_s: Positive = Field(60, description="seconds that a stopped run may take to write its last checkpoint")
     timeout_s: Positive = Field(600, description="a collective that takes longer ends the worker group")
 
-
-class ProbeConfig(Frozen):
-    """One row of the comparison: probe on `dataset`, trained on the train split of `train_on` (default: itself)."""
-
-    dataset: str = Field(description="what is tested on")
-    train_on: str | None = Field(None, description="data set of the classifier's training images")
-    train_split: str = "train"
-    test_split: str = "test"
-    group: Literal["transfer", "shift"] = Field(
-        "transfer", description="transfer sets and shift sets are averaged separately"
-    )
-
-
-class EvaluationConfig(Frozen):
-    """Frozen features, then logistic regression and kNN (section 3)."""
-
-    probes: tuple[ProbeConfig, ...] = Field((), description="data sets of the comparison")
-    token: Literal["cls", "patch", "both"] = Field("cls", description="cls token, mean patch token, or both joined")
-    batch: Positive = Field(128, description="images per forward pass")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the feature extraction")
-    c_values: tuple[float, ...] = Field(
-        (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6),
-        description="grid of inverse L2 strengths",
-    )
-    validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share of train per class that selects C")
-    max_iterations: Positive = Field(2000, description="of the logistic regression")
-    knn_k: tuple[Positive, ...] = Field((10, 20, 100, 200), description="numbers of neighbors")
-    knn_temperature: float = Field(0.07, gt=0, description="of the votes")
-    random_student: bool = Field(True, description="also probe the student's architecture with random weights")
-
     @model_validator(mode="after")
-    def _grids(self) -> Self:
-        if not self.c_values or min(self.c_values) <= 0:
-            raise ValueError("c_values must be positive numbers, at least one")
-        if not self.knn_k:
-            raise ValueError("knn_k must name at least one k")
+    def _sizes(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
         return self
 
 

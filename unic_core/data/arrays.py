@@ -8,14 +8,14 @@ import inspect
 import os
 import re
 import zlib
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unic_core.data.listing import Source, SourceSplit, content_hash, numbered_classes
+from unic_core.data.listing import Source, SourceSplit, content_hash, identity, numbered_classes
 from unic_core.data.pixels import Pixels
 from unic_core.data.subset import Indices, stratified
 from unic_core.errors import UnicError
@@ -41,11 +41,6 @@ _TORCHVISION_SPLITS = {
     "STL10": ("train", "test", "unlabeled"),
     "SVHN": ("train", "test"),
 }
-
-
-def _row(images: Pixels, index: int) -> Pixels:
-    row: Pixels = images[index]
-    return row
 
 
 # ---------------------------------------------------------------- IDX
@@ -80,7 +75,7 @@ def idx_source(place: str) -> Source:
                     f"{place}/{labels_name} has {len(labels)} labels for {len(images)} images; get both again"
                 )
         keys = [f"{prefix}-{i:06d}" for i in range(len(images))]
-        splits[split] = SourceSplit(keys, labels, partial(_row, images))
+        splits[split] = SourceSplit(keys, labels, images, identity)
     classes = numbered_classes(np.concatenate([split.labels for split in splits.values()]))
     return Source(splits, classes, content_hash(hashes))
 
@@ -116,7 +111,7 @@ def digits_source(place: str) -> Source:
     splits = {}
     for split, chosen in zip(("train", "test"), stratified(labels, _DIGITS_TEST_SHARE, seed=0), strict=True):
         keys = [f"digit-{i:04d}" for i in chosen]
-        splits[split] = SourceSplit(keys, labels[chosen], partial(_row, images[chosen]))
+        splits[split] = SourceSplit(keys, labels[chosen], images[chosen], identity)
     return Source(splits, numbered_classes(labels), content_hash(["digits", images.tobytes(), labels.tobytes()]))
 
 
@@ -196,11 +191,11 @@ def _split_of(split: str, data: Any) -> tuple[SourceSplit, str]:
     if files is not None:
         names = [f"{path.name}\t{path.stat().st_size}" for path in files]
         split_keys = [path.name for path in files]
-        return SourceSplit(split_keys, labels, partial(_read, files)), content_hash([labels.tobytes(), *names])
+        return SourceSplit(split_keys, labels, files, Path.read_bytes), content_hash([labels.tobytes(), *names])
     raw = getattr(data, "data", None)
     pixels = np.asarray(raw) if raw is not None and len(raw) == len(labels) else None
     content = content_hash([labels.tobytes(), b"" if pixels is None else np.ascontiguousarray(pixels).tobytes()])
-    return SourceSplit(keys, labels, partial(_pixels, data)), content
+    return SourceSplit(keys, labels, _Pixels(data), identity), content
 
 
 def _files_of(data: Any) -> list[Path] | None:
@@ -226,22 +221,22 @@ def _labels_of(data: Any) -> Indices:
     return np.array([int(data[i][1]) for i in range(len(data))], dtype=np.int64)
 
 
-def _read(files: list[Path], index: int) -> bytes:
-    return files[index].read_bytes()
+class _Pixels(Sequence[Pixels]):
+    """The images of a torchvision data set as arrays, made when they are asked for."""
 
+    def __init__(self, data: Any) -> None:
+        self._data = data
 
-def _pixels(data: Any, index: int) -> Pixels:
-    image = data[index][0]
-    return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: Any) -> Any:
+        image = self._data[index][0]
+        return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
 
 
 def _with_test(everything: SourceSplit) -> dict[str, SourceSplit]:
     splits = {}
     for name, chosen in zip(("train", "test"), stratified(everything.labels, _TEST_SHARE, seed=0), strict=True):
-        keys = [everything.keys[i] for i in chosen]
-        splits[name] = SourceSplit(keys, everything.labels[chosen], partial(_through, everything, chosen))
+        splits[name] = everything.part(chosen.tolist())
     return splits
-
-
-def _through(split: SourceSplit, chosen: Indices, index: int) -> bytes | Pixels:
-    return split.load(int(chosen[index]))

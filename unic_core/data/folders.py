@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
 from functools import partial
 from os.path import commonprefix
 from pathlib import Path, PurePosixPath
@@ -51,7 +50,7 @@ def folder_source(place: str) -> Source:
     for split, rests in by_split.items():
         keys = [f"{split}/{rest}" for rest in rests] if split_folders else rests
         labels = np.array([number[name] for name in class_of[split]], dtype=np.int64)
-        splits[split] = SourceSplit(keys, labels, partial(_load_key, store, keys))
+        splits[split] = SourceSplit(keys, labels, keys, store.get)
     return Source(splits, classes, listing_hash(store, sizes))
 
 
@@ -70,10 +69,6 @@ def _classes_of(rests: list[str], where: str) -> list[str | None]:
             "move them into class folders, or all images into one folder without classes"
         )
     return names
-
-
-def _load_key(store: Store, keys: Sequence[str], index: int) -> bytes:
-    return store.get(keys[index])
 
 
 # ---------------------------------------------------------------- list
@@ -102,7 +97,7 @@ def list_source(place: str) -> Source:
         raise UnicError(f"{place} names {keys[missing]}, which does not exist; correct the list or add the file")
     labels, classes = number_labels([label for _, label in rows], place)
     stem = PurePosixPath(place).stem.lower()
-    split = SourceSplit(keys, labels, partial(_load_file, stores, files))
+    split = SourceSplit(keys, labels, files, partial(_load_file, stores))
     content = content_hash([text, *(str(sizes[file]) for file in files)])
     return Source({stem if stem in SPLIT_NAMES else "train": split}, classes, content)
 
@@ -144,6 +139,6 @@ def _sizes(stores: dict[str, Store], files: list[tuple[str, str]]) -> dict[tuple
     return sizes
 
 
-def _load_file(stores: dict[str, Store], files: Sequence[tuple[str, str]], index: int) -> bytes:
-    root, key = files[index]
+def _load_file(stores: dict[str, Store], file: tuple[str, str]) -> bytes:
+    root, key = file
     return stores[root].get(key)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -27,14 +28,30 @@ class SourceSplit:
     """The images of one split.
 
     keys: names that a user finds the images by. labels: int64 [n], -1 without a label.
-    load: the encoded file, or the pixels, of image i; safe to call from several threads.
+    rows: what `read` needs to load each image: a path, a place in a tar, or pixels; small and fit to be pickled.
+    read: the encoded file, or the pixels, of one row; can be pickled, safe to call from several threads.
     sequential: images lie one after the other in large files and are best read in order.
     """
 
     keys: Sequence[str]
     labels: Indices
-    load: Callable[[int], bytes | Pixels]
+    rows: Sequence[Any] | Pixels
+    read: Callable[[Any], bytes | Pixels]
     sequential: bool = False
+
+    def load(self, index: int) -> bytes | Pixels:
+        """Image `index`."""
+        return self.read(self.rows[index])
+
+    def part(self, indices: Sequence[int]) -> SourceSplit:
+        """These images alone: what another process is given, which never holds the whole listing."""
+        keys, rows = [self.keys[i] for i in indices], [self.rows[i] for i in indices]
+        return SourceSplit(keys, self.labels[list(indices)], rows, self.read, self.sequential)
+
+
+def identity(row: Pixels) -> Pixels:
+    """`read` of rows that are the pixels."""
+    return row
 
 
 @dataclass(frozen=True)

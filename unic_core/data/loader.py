@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import signal
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, TypeVar
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from copy import copy
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from unic_core.config import AugmentConfig, DataConfig
 from unic_core.data.dataset import ShardedDataset
@@ -28,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 _PREFETCH = 4  # batches per worker
 _REPLACEMENTS = 8  # samples tried in place of an unreadable one
+_AHEAD = 2  # requests of a worker whose images are fetched while it decodes the one before
+_KILLED = 3  # times per epoch that killed workers are replaced
 
 
 class RawBatch(NamedTuple):
@@ -46,13 +52,14 @@ class RawBatch(NamedTuple):
 
 
 class _Request(NamedTuple):
-    """What a worker is asked to load."""
+    """What a worker is asked to load, and what it will be asked for next."""
 
     step: int
     micro: int
     epoch: int
     samples: Indices
     global_size: int
+    ahead: Indices
 
 
 class _Broken(NamedTuple):
@@ -67,6 +74,11 @@ class _Answer(NamedTuple):
     batch: RawBatch | None
     broken: list[_Broken]
     error: str | None
+    notes: list[str]
+
+
+class _WorkersKilledError(UnicError):
+    """Workers are gone that did not end by themselves."""
 
 
 class TrainLoader:
@@ -75,6 +87,7 @@ class TrainLoader:
     A (micro-)batch is a slice of the epoch's global order; every rank takes its contiguous part of it, parts
     differing by at most one image. The last, incomplete batch of an epoch is dropped. `data.max_broken`
     limits the unreadable images that one process meets in an epoch; each is replaced by another of its data set.
+    Workers that are killed are replaced, and the batches go on as if nothing had happened.
     """
 
     def __init__(
@@ -94,9 +107,11 @@ class TrainLoader:
         Raises:
             UnicError: an epoch has fewer images than a batch.
         """
-        self._config, self._seed = config, seed
-        self._sizes = [len(dataset) for dataset in datasets]
-        self._plan = _Plan(self._sizes, config, seed, batch, micro_batches, rank, world, start_step)
+        self._workers, self._max_broken = config.workers, config.max_broken
+        sizes = [len(dataset) for dataset in datasets]
+        self._plan = _Plan(sizes, config, seed, batch, micro_batches, rank, world, start_step)
+        for dataset in datasets:
+            dataset.plan(config.chunk, datasets)
         self._images = _TrainImages(datasets, config.augment, image_size, seed)
 
     @property
@@ -104,33 +119,69 @@ class TrainLoader:
         """Complete batches in an epoch."""
         return self._plan.steps_per_epoch
 
+    def describe(self, sample: int) -> str:
+        """What people call a global sample number: where its image lies."""
+        return self._images.describe(sample)
+
     def __iter__(self) -> Iterator[RawBatch]:
         """Batches without end; workers live as long as the iterator and end with it.
 
         Raises:
-            UnicError: too many unreadable images in an epoch, a damaged shard, or a worker that was killed.
+            UnicError: too many unreadable images in an epoch, a damaged shard, or workers killed again and again.
         """
-        answers = iter(
-            DataLoader(
-                self._images,
-                batch_size=None,
-                sampler=self._plan,
-                num_workers=self._config.workers,
-                worker_init_fn=_ignore_interrupts,
-                prefetch_factor=_PREFETCH if self._config.workers else None,
-                pin_memory=torch.cuda.is_available(),
-            )
+        counter, killed, said = _BrokenCounter(self._max_broken), _Killed(), set[str]()
+        given = 0  # batches
+        while True:
+            try:
+                with closing(_answers(self._images, self._plan.skip(given), self._workers, _PREFETCH)) as answers:
+                    for answer in answers:
+                        for note in (note for note in answer.notes if note not in said):
+                            said.add(note)
+                            _log.warning("%s", note)
+                        if answer.error is not None or answer.batch is None:
+                            raise UnicError(answer.error or "a data worker answered without a batch; start again")
+                        counter.count(answer.batch.epoch, answer.broken)
+                        killed.epoch = answer.batch.epoch
+                        given += 1
+                        yield answer.batch
+            except _WorkersKilledError:
+                if not killed.is_tolerable():
+                    raise
+
+
+def _answers(images: Dataset[T], sampler: Sampler[Any] | None, workers: int, prefetch: int) -> Generator[T, None, None]:
+    """What `images` gives for the sampler's requests, in their order, loaded by `workers` processes."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGCHLD)
+    answers = iter(
+        DataLoader(
+            images,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=workers,
+            worker_init_fn=_ignore_interrupts,
+            prefetch_factor=prefetch if workers else None,
+            pin_memory=torch.cuda.is_available(),
         )
-        counter = _BrokenCounter(self._config.max_broken)
-        try:
-            while True:
-                answer = _next(answers)
-                if answer.error is not None or answer.batch is None:
-                    raise UnicError(answer.error or "a data worker answered without a batch; start the run again")
-                counter.count(answer.batch.epoch, answer.broken)
-                yield answer.batch
-        finally:
-            del answers  # the last reference: ends the workers
+    )
+    if in_main_thread:  # torch's own handler raises in the middle of whatever runs when a worker dies
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+    try:
+        while True:
+            try:
+                answer = next(answers)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:  # the last two: it was killed while handing over
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                    raise
+                raise _WorkersKilledError(
+                    "a data worker was killed, most likely for lack of memory or shared memory; "
+                    "lower data.workers, or give the pod more memory and a larger /dev/shm"
+                ) from error
+            yield answer
+    finally:
+        del answers  # the last reference: ends the workers
 
 
 def _ignore_interrupts(worker: int) -> None:
@@ -138,16 +189,22 @@ def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _next(answers: Iterator[T]) -> T:
-    try:
-        return next(answers)
-    except (RuntimeError, OSError, EOFError) as error:  # the last two: it was killed while handing over a batch
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        raise UnicError(
-            "a data worker was killed, most likely for lack of memory or shared memory; "
-            "lower data.workers, or give the pod more memory and a larger /dev/shm"
-        ) from error
+class _Killed:
+    """How often workers were killed in the current epoch."""
+
+    def __init__(self) -> None:
+        self.epoch, self._counted, self._times = 0, 0, 0
+
+    def is_tolerable(self) -> bool:
+        """Count one more; False when it has become too much."""
+        if self.epoch != self._counted:
+            self._counted, self._times = self.epoch, 0
+        self._times += 1
+        if self._times <= _KILLED:
+            _log.warning(
+                "a data worker was killed; new ones continue at the same batch (%d of %d)", self._times, _KILLED
+            )
+        return self._times <= _KILLED
 
 
 class _BrokenCounter:
@@ -182,8 +239,9 @@ class _Plan(Sampler[_Request]):
                 f"data.train names {len(config.train)} data sets, {len(sizes)} were opened; open each of them"
             )
         self._sizes, self._weights = sizes, [mix.weight for mix in config.train]
-        self._config, self._seed, self._batch, self._start = config, seed, batch, start
+        self._config, self._seed, self._batch = config, seed, batch
         self._micro, self._rank, self._world = micro, rank, world
+        self._start = start * micro  # in micro-batches
         images = len(self._order(0))
         if images < batch:
             raise UnicError(
@@ -197,18 +255,34 @@ class _Plan(Sampler[_Request]):
             self._sizes, self._weights, self._seed, epoch, chunk=self._config.chunk, window=self._config.window
         )
 
+    def skip(self, requests: int) -> _Plan:
+        """The same plan without its first requests."""
+        plan = copy(self)
+        plan._start += requests
+        return plan
+
     def __iter__(self) -> Iterator[_Request]:
-        step = self._start
+        """All requests, each with the samples of those that the same worker gets next: workers take turns."""
+        turn = max(1, self._config.workers)
+        waiting: deque[_Request] = deque()
+        for request in self._requests():
+            waiting.append(request)
+            if len(waiting) > _AHEAD * turn:
+                first = waiting.popleft()
+                yield first._replace(ahead=np.concatenate([r.samples for r in list(waiting)[turn - 1 :: turn]]))
+
+    def _requests(self) -> Iterator[_Request]:
+        step, skipped = divmod(self._start, self._micro)
         while True:
             epoch = step // self.steps_per_epoch
             order = self._order(epoch)
             while step // self.steps_per_epoch == epoch:
                 begin = (step % self.steps_per_epoch) * self._batch
                 micro_batches = np.array_split(order[begin : begin + self._batch], self._micro)
-                for micro, samples in enumerate(micro_batches):
+                for micro, samples in list(enumerate(micro_batches))[skipped:]:
                     mine = np.array_split(samples, self._world)[self._rank]
-                    yield _Request(step, micro, epoch, mine, len(samples))
-                step += 1
+                    yield _Request(step, micro, epoch, mine, len(samples), ahead=mine[:0])
+                step, skipped = step + 1, 0
 
 
 class _TrainImages(Dataset[_Answer]):
@@ -218,14 +292,25 @@ class _TrainImages(Dataset[_Answer]):
         self._datasets, self._config, self._image_size, self._seed = datasets, config, image_size, seed
         self._sizes = [len(dataset) for dataset in datasets]
 
+    def describe(self, sample: int) -> str:
+        numbers, indices = locate(np.array([sample]), self._sizes)
+        dataset = self._datasets[int(numbers[0])]
+        return f"{dataset.uri}/{dataset.key(int(indices[0]))}"
+
     def __getitem__(self, request: _Request) -> _Answer:
         try:
+            self._announce(np.concatenate([request.samples, request.ahead]))
             batch, broken = self._load(request)
         except UnicError as error:
-            return _Answer(None, [], str(error))
+            return _Answer(None, [], str(error), [])
         except OSError as error:
-            return _Answer(None, [], f"cannot read training images: {error}; check the disk and start again")
-        return _Answer(batch, broken, None)
+            return _Answer(None, [], f"cannot read training images: {error}; check the disk and start again", [])
+        return _Answer(batch, broken, None, [note for dataset in self._datasets for note in dataset.notes()])
+
+    def _announce(self, samples: Indices) -> None:
+        numbers, indices = locate(samples, self._sizes)
+        for number in np.unique(numbers).tolist():
+            self._datasets[number].announce(indices[numbers == number])
 
     def _load(self, request: _Request) -> tuple[RawBatch, list[_Broken]]:
         samples = torch.from_numpy(request.samples)
@@ -238,7 +323,7 @@ class _TrainImages(Dataset[_Answer]):
             try:
                 images[i] = self._view(dataset, index, geometry)
             except BrokenImageError as error:
-                broken.append(_Broken(int(samples[i]), f"{dataset.uri}/{dataset.key(index)}", str(error)))
+                broken.append(_Broken(int(samples[i]), self.describe(int(samples[i])), str(error)))
                 candidates = Draw(self._seed, request.epoch, samples[i : i + 1]).uniform("replace", _REPLACEMENTS)
                 images[i] = self._replacement(dataset, candidates[0].tolist(), geometry)
         return RawBatch(images, samples, request.epoch, request.step, request.micro, request.global_size), broken
@@ -269,24 +354,11 @@ def eval_batches(
     Raises:
         UnicError: an image or a shard is unreadable.
     """
-    answers = iter(
-        DataLoader(
-            _EvalImages(dataset, image_size, batch),
-            batch_size=None,
-            num_workers=workers,
-            worker_init_fn=_ignore_interrupts,
-            prefetch_factor=2 if workers else None,
-            pin_memory=torch.cuda.is_available(),
-        )
-    )
-    try:
-        for _ in range(math.ceil(len(dataset) / batch)):
-            images, labels, error = _next(answers)
+    with closing(_answers(_EvalImages(dataset, image_size, batch), None, workers, prefetch=2)) as answers:
+        for images, labels, error in answers:
             if error is not None:
                 raise UnicError(error)
             yield images, labels
-    finally:
-        del answers
 
 
 class _EvalImages(Dataset[tuple[Tensor, Tensor, str | None]]):
@@ -300,6 +372,10 @@ class _EvalImages(Dataset[tuple[Tensor, Tensor, str | None]]):
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor, str | None]:
         begin = number * self._batch
+        worker = get_worker_info()
+        for turn in (0, 1):  # this batch and the next one of this worker
+            first = begin + turn * self._batch * (worker.num_workers if worker else 1)
+            self._dataset.announce(np.arange(first, min(first + self._batch, len(self._dataset))))
         labels = torch.from_numpy(self._dataset.labels[begin : begin + self._batch].copy())
         images = torch.empty(len(labels), 3, self._image_size, self._image_size, dtype=torch.uint8)
         for i in range(len(labels)):

@@ -1,7 +1,8 @@
 """The shard format: plain WebDataset tars with an index, reproducible to the byte.
 
-`<split>-00000.tar` holds `<key>.<ext>` and, with a label, `<key>.cls`; `<split>-00000.npy` is int64 [n, 3]:
-offset of the image in the tar, its length in bytes, label (-1 without one). Tars carry no time and no owner.
+`<split>-00000.tar` holds `<key>.<ext>` and, with a label, `<key>.cls`; `<split>-00000.npy` is int64 [n, 4]: offset
+of the image in the tar, its length in bytes, label (-1 without one), CRC-32 of the image. Tars carry no time and no
+owner. The checksum lets any single image be verified wherever it was read from: a disk, a cache, a part of an object.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import io
 import json
 import os
 import tarfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -20,8 +22,9 @@ from numpy.typing import NDArray
 from unic_core.errors import UnicError
 
 BLOCK = 512  # of a tar: every header and every file starts at a multiple
-FORMAT = 1  # of dataset.json and the shards
+FORMAT = 2  # of dataset.json and the shards
 INFO_NAME = "dataset.json"
+COLUMNS = 4  # of an index
 
 
 class Sample(NamedTuple):
@@ -77,7 +80,7 @@ class ShardWriter:
     def __init__(self, path: Path) -> None:
         self._file: BinaryIO = path.open("wb")
         self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
-        self._rows: list[tuple[int, int, int]] = []
+        self._rows: list[tuple[int, int, int, int]] = []
 
     @property
     def size(self) -> int:
@@ -94,15 +97,15 @@ class ShardWriter:
         offset = self._add_file(f"{sample.key}.{sample.extension}", sample.data)
         if sample.label >= 0:
             self._add_file(f"{sample.key}.cls", str(sample.label).encode())
-        self._rows.append((offset, len(sample.data), sample.label))
+        self._rows.append((offset, len(sample.data), sample.label, zlib.crc32(sample.data)))
 
     def close(self) -> NDArray[np.int64]:
-        """Finish the tar; returns the index [n, 3]."""
+        """Finish the tar; returns the index [n, 4]."""
         self._tar.close()
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        return np.array(self._rows, dtype=np.int64).reshape(-1, 3)
+        return np.array(self._rows, dtype=np.int64).reshape(-1, COLUMNS)
 
     def abort(self) -> None:
         """Close the file without finishing it."""
@@ -123,11 +126,11 @@ def index_bytes(index: NDArray[np.int64]) -> bytes:
 
 
 def parse_index(data: bytes, where: str) -> NDArray[np.int64]:
-    """The index [n, 3] of a .npy file; UnicError when it is none."""
+    """The index [n, 4] of a .npy file; UnicError when it is none."""
     try:
         index: NDArray[np.int64] = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise UnicError(f"{where} is no shard index ({error}); prepare the data set again") from None
-    if index.ndim != 2 or index.shape[1] != 3 or index.dtype != np.int64:
-        raise UnicError(f"{where} is no shard index of shape [n, 3]; prepare the data set again")
+    if index.ndim != 2 or index.shape[1] != COLUMNS or index.dtype != np.int64:
+        raise UnicError(f"{where} is no shard index of shape [n, {COLUMNS}]; prepare the data set again")
     return index

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 
 from unic_core.data.arrays import digits_source, idx_source, torchvision_source
 from unic_core.data.folders import folder_source, list_source
@@ -13,8 +11,8 @@ from unic_core.data.webdataset import webdataset_source
 from unic_core.errors import UnicError
 
 
-def open_source(source: str, scratch: Path) -> Source:
-    """The listing of `kind:place`; `scratch` is a directory for files that must be fetched whole.
+def open_source(source: str) -> Source:
+    """The listing of `kind:place`.
 
     Raises:
         UnicError: there is nothing at the place, or it can't be understood.
@@ -22,7 +20,7 @@ def open_source(source: str, scratch: Path) -> Source:
     kinds: dict[str, Callable[[str], Source]] = {
         "folder": folder_source,
         "list": list_source,
-        "wds": partial(webdataset_source, scratch=scratch),
+        "wds": webdataset_source,
         "idx": idx_source,
         "torchvision": torchvision_source,
         "sklearn": digits_source,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
+import io
 import json
 import re
 import tarfile
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, BinaryIO, NamedTuple
 
-from unic_core.data.cache import FileCache
 from unic_core.data.listing import (
     Source,
     SourceSplit,
@@ -20,11 +19,14 @@ from unic_core.data.listing import (
     listing_hash,
     number_labels,
 )
+from unic_core.data.parallel import in_order
 from unic_core.errors import UnicError
 from unic_core.storage import LocalStore, Store, join, open_store
 
 _SPLIT = re.compile(r"(?:^|[-_./])(train|training|val|valid|validation|test|trainval)(?=[-_./\d]|$)")
-_SCRATCH_BYTES = 8 * 2**30
+_PIECE_BYTES = 2**20  # of a remote tar, asked for at once
+_PIECES = 4  # kept
+_SCAN_THREADS = 8
 
 
 class _Member(NamedTuple):
@@ -35,26 +37,60 @@ class _Member(NamedTuple):
     label: str | None
 
 
-@dataclass(frozen=True)
 class _Tars:
-    """Random access to tars: local ones in place, remote ones through a small cache of whole files."""
+    """Random access to tars. Of a remote tar larger pieces are fetched, which hold the neighbors of an image too."""
 
-    store: Store
-    cache: FileCache
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._piece = lru_cache(_PIECES)(self._fetch)
+        self._lock = threading.Lock()
 
-    def path(self, key: str) -> Path:
-        if isinstance(self.store, LocalStore):
-            return self.store.root / key
-        return self.cache.fetch(self.store, key)
+    def __reduce__(self) -> tuple[type[_Tars], tuple[Store]]:
+        return _Tars, (self._store,)
 
-    def read(self, members: list[_Member], index: int) -> bytes:
-        member = members[index]
-        with self.path(member.tar).open("rb") as file:
-            file.seek(member.offset)
-            return file.read(member.length)
+    def open(self, key: str, size: int) -> BinaryIO:
+        """The tar as a file, for reading from its start to its end."""
+        if isinstance(self._store, LocalStore):
+            return (self._store.root / key).open("rb")
+        return io.BufferedReader(_RemoteFile(self._store, key, size), _PIECE_BYTES)
+
+    def read(self, member: _Member) -> bytes:
+        if isinstance(self._store, LocalStore):
+            return self._store.get(member.tar, member.offset, member.length)
+        first, last = member.offset // _PIECE_BYTES, (member.offset + member.length - 1) // _PIECE_BYTES
+        with self._lock:  # or several threads would fetch the same piece
+            data = b"".join(self._piece(member.tar, number) for number in range(first, last + 1))
+        begin = member.offset - first * _PIECE_BYTES
+        return data[begin : begin + member.length]
+
+    def _fetch(self, key: str, number: int) -> bytes:
+        return self._store.get(key, number * _PIECE_BYTES, _PIECE_BYTES)
 
 
-def webdataset_source(place: str, scratch: Path) -> Source:
+class _RemoteFile(io.RawIOBase):
+    """An object on a store as a file that can be read."""
+
+    def __init__(self, store: Store, key: str, size: int) -> None:
+        self._store, self._key, self._size, self._position = store, key, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._store.get(self._key, self._position, min(len(buffer), max(0, self._size - self._position)))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def webdataset_source(place: str) -> Source:
     """`place`: one tar, a folder or S3 prefix of tars, or a pattern (`*`, `?`, `{000..127}`, `{a,b}`) below one.
 
     A sample is the files that share a name up to its first dot: one image and, where there is a label, `.cls`
@@ -69,11 +105,12 @@ def webdataset_source(place: str, scratch: Path) -> Source:
     }
     if not sizes:
         raise UnicError(f"no shards at {place}; point `wds:` at uncompressed .tar files or at their folder")
-    tars = _Tars(store, FileCache(scratch, _SCRATCH_BYTES))
+    tars = _Tars(store)
     by_split: dict[str, list[_Member]] = {}
-    for key in sizes:
+    scanned = in_order(lambda key: _scan(tars, key, sizes[key], join(base, key)), sizes, _SCAN_THREADS)
+    for key, found_members in zip(sizes, scanned, strict=True):
         found = _SPLIT.search(key)
-        by_split.setdefault(found.group(1) if found else "train", []).extend(_scan(tars, key, join(base, key)))
+        by_split.setdefault(found.group(1) if found else "train", []).extend(found_members)
     everything = [member for members in by_split.values() for member in members]
     if not everything:
         raise UnicError(f"no images in the shards at {place}; samples need a .jpg, .png or .webp file")
@@ -83,35 +120,39 @@ def webdataset_source(place: str, scratch: Path) -> Source:
         labels = numbers[start : start + len(members)]
         start += len(members)
         keys = [f"{member.tar}:{member.key}" for member in members]
-        splits[split] = SourceSplit(keys, labels, partial(tars.read, members), sequential=True)
+        splits[split] = SourceSplit(keys, labels, members, tars.read, sequential=True)
     return Source(splits, classes, listing_hash(store, sizes))
 
 
-def _scan(tars: _Tars, key: str, where: str) -> Iterator[_Member]:
-    """The samples of one tar, from its headers and small label files."""
-    name, image, label = "", None, None
+def _scan(tars: _Tars, key: str, size: int, where: str) -> list[_Member]:
     try:
-        with tarfile.open(tars.path(key), "r:") as tar:
-            for info in tar:
-                if not info.isfile():
-                    continue
-                folder, _, file = info.name.rpartition("/")
-                stem, _, suffix = file.partition(".")
-                sample = f"{folder}/{stem}" if folder else stem
-                if sample != name:
-                    if image is not None:
-                        yield _Member(key, image.offset_data, image.size, name, label)
-                    name, image, label = sample, None, None
-                if image is None and is_image(f"x.{suffix}"):
-                    image = info
-                elif suffix in ("cls", "json"):
-                    data = tar.extractfile(info)
-                    if data is not None and label is None:
-                        label = _label(data.read(), suffix, f"{where}:{info.name}")
-            if image is not None:
-                yield _Member(key, image.offset_data, image.size, name, label)
+        with tars.open(key, size) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            return list(_members(tar, key, where))
     except (tarfile.TarError, EOFError) as error:
         raise UnicError(f"{where} is not a readable tar ({error}); repair it or take it out of the source") from None
+
+
+def _members(tar: tarfile.TarFile, key: str, where: str) -> Iterator[_Member]:
+    """The samples of one tar, from its headers and small label files."""
+    name, image, label = "", None, None
+    for info in tar:
+        if not info.isfile():
+            continue
+        folder, _, file = info.name.rpartition("/")
+        stem, _, suffix = file.partition(".")
+        sample = f"{folder}/{stem}" if folder else stem
+        if sample != name:
+            if image is not None:
+                yield _Member(key, image.offset_data, image.size, name, label)
+            name, image, label = sample, None, None
+        if image is None and is_image(f"x.{suffix}"):
+            image = info
+        elif suffix in ("cls", "json"):
+            data = tar.extractfile(info)
+            if data is not None and label is None:
+                label = _label(data.read(), suffix, f"{where}:{info.name}")
+    if image is not None:
+        yield _Member(key, image.offset_data, image.size, name, label)
 
 
 def _label(data: bytes, suffix: str, where: str) -> str | None:

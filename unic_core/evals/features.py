@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,24 +50,33 @@ def extract(
     Raises:
         UnicError: no images, a token kind that the model doesn't have, features that are not finite.
     """
-    device = torch.device(device)
-    xs: list[Tensor] = []
-    ys: list[Tensor] = []
-    done = 0
-    with torch.inference_mode(), autocast(device, precision):
-        for images, labels in batches:
-            x = _pool(model(images.to(device, non_blocking=True).float() / 255), token).float().cpu()
-            if not bool(x.isfinite().all()):
-                bad = done + int(x.isfinite().all(1).logical_not().nonzero()[0])
-                raise UnicError(f"the features of image {bad} are not finite; check the model, or use precision fp32")
-            xs.append(x)
-            ys.append(labels.long().cpu())
-            done += len(x)
-            if progress is not None:
-                progress(done, None)
-    if done == 0:
+    parts = list(feature_batches(model, batches, token, precision, device, progress))
+    if not parts:
         raise UnicError("there are no images to take features of; check the split of the data set")
-    return FeatureSet(torch.cat(xs).clone(), torch.cat(ys))  # cloned out of inference mode
+    return FeatureSet(torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
+
+
+def feature_batches(
+    model: FeatureModel,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    token: TokenChoice,
+    precision: Literal["fp32", "bf16"],
+    device: torch.device | str,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `extract` joins: features [b, D] float32 and labels [b] of one batch after the other, on the CPU."""
+    device = torch.device(device)
+    done = 0
+    for images, labels in batches:
+        with torch.no_grad(), autocast(device, precision):
+            x = _pool(model(images.to(device, non_blocking=True).float() / 255), token).float().cpu()
+        if not bool(x.isfinite().all()):
+            bad = done + int(x.isfinite().all(1).logical_not().nonzero()[0])
+            raise UnicError(f"the features of image {bad} are not finite; check the model, or use precision fp32")
+        done += len(x)
+        yield x, labels.long().cpu()
+        if progress is not None:
+            progress(done, None)
 
 
 def _pool(tokens: Tokens | Mapping[TokenKind, Tensor], choice: TokenChoice) -> Tensor:

@@ -1,12 +1,14 @@
-"""The probes of section 3 on given features: logistic regression with a selected C, and kNN."""
+"""The probes of section 3 on given features: a linear classifier with selected settings, and kNN."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unic_core.config import EvaluationConfig
@@ -16,8 +18,10 @@ from unic_core.evals.features import FeatureSet
 from unic_core.evals.knn import classify_knn
 from unic_core.evals.logreg import fit_logreg
 from unic_core.evals.results import Protocol
+from unic_core.evals.sgd import draw_settings, fit_heads
 
 HEADLINE_K = 20
+Classifier = Literal["logreg", "sgd"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,10 @@ class FittedProbe:
     config: EvaluationConfig = field(repr=False)
     seed: int
     device: str
+    classifier: Classifier
 
     def score(self, test: FeatureSet) -> list[ProbeScore]:
-        """Logistic regression and kNN on a test set.
+        """The linear classifier and kNN on a test set.
 
         A test image of a class without training images counts as wrong. Mean per-class accuracy is over the classes
         that the test set has. The kNN score is that of k = 20 where the config lists it, else of its first k; `hyper`
@@ -64,13 +69,14 @@ class FittedProbe:
             raise UnicError(f"test features are {test.x.shape[1]} wide, train features {self.train.x.shape[1]}")
         if not bool(torch.isin(test.y, self.labels).any()):
             raise UnicError("the test set has none of the classes of the training set; check train_on of the probe")
-        return [self._score_logreg(test), self._score_knn(test)]
+        return [self._score_linear(test), self._score_knn(test)]
 
-    def _score_logreg(self, test: FeatureSet) -> ProbeScore:
+    def _score_linear(self, test: FeatureSet) -> ProbeScore:
         begin = time.perf_counter()
         x = test.x.to(self.device)
+        x = F.normalize(x, dim=1) if self.classifier == "sgd" else x
         predicted = self.labels[(x @ self.weight + self.bias).argmax(1).cpu()]
-        return self._scored("logreg", predicted, test, self.hyper, self.seconds + time.perf_counter() - begin)
+        return self._scored(self.classifier, predicted, test, self.hyper, self.seconds + time.perf_counter() - begin)
 
     def _score_knn(self, test: FeatureSet) -> ProbeScore:
         begin = time.perf_counter()
@@ -102,18 +108,26 @@ class FittedProbe:
 
 
 def run_probe(
-    train: FeatureSet, test: FeatureSet, config: EvaluationConfig, seed: int, device: str = "cpu"
+    train: FeatureSet,
+    test: FeatureSet,
+    config: EvaluationConfig,
+    seed: int,
+    device: str = "cpu",
+    classifier: Classifier = "logreg",
 ) -> list[ProbeScore]:
-    """Fit on `train`, score on `test`: one logistic regression and one kNN score. Errors as in its two parts."""
-    return fit_probe(train, config, seed, device).score(test)
+    """Fit on `train`, score on `test`: one linear and one kNN score. Errors as in its two parts."""
+    return fit_probe(train, config, seed, device, classifier).score(test)
 
 
-def fit_probe(train: FeatureSet, config: EvaluationConfig, seed: int, device: str = "cpu") -> FittedProbe:
-    """Select C on a validation split (the smallest of the best), then fit again on all of `train`.
+def fit_probe(
+    train: FeatureSet, config: EvaluationConfig, seed: int, device: str = "cpu", classifier: Classifier = "logreg"
+) -> FittedProbe:
+    """Select the classifier's settings on a validation split, then fit again on all of `train`.
 
     Args:
-        train: features; labels may be any numbers from 0. seed: of the split and the bootstrap.
+        train: features; labels may be any numbers from 0. seed: of the split, the order and the bootstrap.
         device: where the linear algebra runs.
+        classifier: logistic regression (the smallest of the best C), or SGD (the first of the best trials).
 
     Raises:
         UnicError: unlabeled images (-1), fewer than two classes, or no class with two images.
@@ -124,25 +138,48 @@ def fit_probe(train: FeatureSet, config: EvaluationConfig, seed: int, device: st
         raise UnicError(f"all training images have label {int(labels[0])}; a probe needs at least two classes")
     begin = time.perf_counter()
     held_out = validation_split(y, config.validation, seed)
-    x, y_device = train.x.to(device), y.to(device)
-    fit, validation = (~held_out).to(device), held_out.to(device)
-    grid = sorted(set(config.c_values))
-    models = fit_logreg(x[fit], y_device[fit], grid, len(labels), config.max_iterations)
-    accuracy = (models.predict(x[validation]) == y_device[validation]).double().mean(1)
-    best = int(accuracy.cpu().argmax())  # the first one: the smallest C
-    start = (models.weight[best], models.bias[best])
-    final = fit_logreg(x, y_device, [grid[best]], len(labels), config.max_iterations, start)
+    fit = _fit_logreg if classifier == "logreg" else _fit_sgd
+    weight, bias, hyper = fit(train.x, y, held_out, len(labels), config, seed, device)
     return FittedProbe(
         labels=labels,
         train=FeatureSet(train.x, y),
-        weight=final.weight[0],
-        bias=final.bias[0],
-        hyper={"C": grid[best], "validation_top1": float(accuracy[best])},
+        weight=weight,
+        bias=bias,
+        hyper=hyper,
         seconds=time.perf_counter() - begin,
         config=config,
         seed=seed,
         device=device,
+        classifier=classifier,
     )
+
+
+def _fit_logreg(
+    x: Tensor, y: Tensor, held_out: Tensor, classes: int, config: EvaluationConfig, seed: int, device: str
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Weight [D, K], bias [K] and what was chosen."""
+    x, y = x.to(device), y.to(device)
+    fit, validation = (~held_out).to(device), held_out.to(device)
+    grid = sorted(set(config.c_values))
+    models = fit_logreg(x[fit], y[fit], grid, classes, config.max_iterations)
+    accuracy = (models.predict(x[validation]) == y[validation]).double().mean(1)
+    best = int(accuracy.cpu().argmax())  # the first one: the smallest C
+    start = (models.weight[best], models.bias[best])
+    final = fit_logreg(x, y, [grid[best]], classes, config.max_iterations, start)
+    return final.weight[0], final.bias[0], {"C": grid[best], "validation_top1": float(accuracy[best])}
+
+
+def _fit_sgd(
+    x: Tensor, y: Tensor, held_out: Tensor, classes: int, config: EvaluationConfig, seed: int, device: str
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Weight [D, K], bias [K] and what was chosen; the features stay where they are, batches travel."""
+    lrs, decays = draw_settings(config.sgd_heads, seed)
+    trials = fit_heads(x[~held_out], y[~held_out], lrs, decays, classes, config.sgd_epochs, seed, device)
+    accuracy = (trials.predict(x[held_out]).cpu() == y[held_out]).double().mean(1)
+    best = int(accuracy.argmax())
+    final = fit_heads(x, y, lrs[best : best + 1], decays[best : best + 1], classes, config.sgd_epochs, seed, device)
+    hyper = {"lr": lrs[best], "weight_decay": decays[best], "validation_top1": float(accuracy[best])}
+    return final.weight[0].T, final.bias[0], hyper
 
 
 def validation_split(y: Tensor, share: float, seed: int) -> Tensor:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from unic_core.errors import UnicError
 
 Role = Literal["student", "teacher", "random"]
-Protocol = Literal["logreg", "knn"]
+Protocol = Literal["logreg", "sgd", "knn"]
 Group = Literal["transfer", "shift"]
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -30,6 +30,7 @@ class Report:
     - `relative/<dataset>`: top-1 minus that of the best teacher, logistic regression
     - `probe/mean_top1`, `probe/mean_top1_shift`: means over transfer and over shift sets; absent if one of them
       has no result of the student
+    - `probe/mean_top1_error`: standard error of `probe/mean_top1`; `probe/mean_log_odds`: mean of log(p / (1 - p))
     - `probe/failed`: number of results that are missing, of all models and protocols
     """
 
@@ -102,4 +103,9 @@ def _metrics(summary: Summary) -> dict[str, float]:
     for name, mean in means.items():
         if mean.value is not None and mean.over == mean.of:
             metrics[name] = mean.value
+    details = {
+        "probe/mean_top1_error": logreg.mean_error(student, "transfer"),
+        "probe/mean_log_odds": logreg.log_odds(student, "transfer"),
+    }
+    metrics |= {name: value for name, value in details.items() if value is not None}
     return metrics

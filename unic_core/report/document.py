@@ -86,6 +86,10 @@ def _sentences(table: Table, summary: Summary) -> list[str]:
         means = [f"{model.name} {_mean(table.mean(model, group))}" for model in table.models]
         sets = _count(sum(d.group == group for d in table.datasets), f"{group} set")
         sentences.append(f"Mean top-1 over {sets}: {', '.join(means)}.")
+        odds = {model.name: table.log_odds(model, group) for model in table.models}
+        known = [f"{name} {value:.2f}".replace("-", MINUS) for name, value in odds.items() if value is not None]
+        if known:
+            sentences.append(f"Mean log-odds over {sets}: {', '.join(known)}.")
     close = sum(_within_interval(table, summary.student, dataset) for dataset in table.datasets)
     if close:
         sentences.append(
@@ -140,6 +144,8 @@ def _caption(table: Table) -> str:
             "Logistic regression on frozen features: C is selected on a validation split, then the classifier is "
             "fitted again on all training images."
         )
+        by_sgd = sorted({row.dataset for row in table.rows.values() if row.protocol == "sgd"})
+        how += f" SGD instead of it on {', '.join(by_sgd)}." if by_sgd else ""
     else:
         ks = sorted({f"{row.hyper['k']:g}" for row in table.rows.values() if "k" in row.hyper})
         how = f"The nearest training images by cosine similarity vote{', k = ' + ' or '.join(ks) if ks else ''}."

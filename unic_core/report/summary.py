@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from unic_core.errors import UnicError
 from unic_core.evals.results import Group, Protocol, ResultRow, Role
 
 PROTOCOLS: tuple[Protocol, ...] = ("logreg", "knn")
+_TABLE: Mapping[Protocol, Protocol] = {"sgd": "logreg"}  # both are the linear probe, one per data set
 
 
 class Model(NamedTuple):
@@ -84,6 +86,28 @@ class Table:
         known = [v for v in values if v is not None]
         return Mean(sum(known) / len(known) if known else None, len(known), len(values))
 
+    def log_odds(self, model: Model, group: Group) -> float | None:
+        """Mean of log(p / (1 - p)) over the sets of one group, as t-ReX reports it; None unless all were measured.
+
+        p is kept half an image away from 0 and 1, where the log-odds would be infinite.
+        """
+        values = []
+        for row in (self.row(model, d) for d in self.datasets if d.group == group):
+            if row is None or row.top1 is None or not row.n_test:
+                return None
+            p = min(max(row.top1, 0.5 / row.n_test), 1 - 0.5 / row.n_test)
+            values.append(math.log(p / (1 - p)))
+        return sum(values) / len(values) if values else None
+
+    def mean_error(self, model: Model, group: Group) -> float | None:
+        """Standard error of the mean top-1 over the sets of one group, over test images; None as in `log_odds`."""
+        variances = []
+        for row in (self.row(model, d) for d in self.datasets if d.group == group):
+            if row is None or row.top1 is None or not row.n_test:
+                return None
+            variances.append(row.top1 * (1 - row.top1) / row.n_test)
+        return math.sqrt(sum(variances)) / len(variances) if variances else None
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -112,7 +136,7 @@ def summarize(rows: Sequence[ResultRow], config: RunConfig) -> Summary:
         raise UnicError("there are no results to report; evaluate first")
     index: dict[tuple[str, str, str], ResultRow] = {}
     for row in rows:
-        key = (row.model, row.dataset, row.protocol)
+        key = (row.model, row.dataset, _TABLE.get(row.protocol, row.protocol))
         if key in index:
             raise UnicError(
                 f"two {row.protocol} results of {row.model} on {row.dataset}; name every data set once in the probes"

@@ -38,7 +38,7 @@ class Server:
 
     endpoint: str
     pid: int | None = None
-    created: float = 0.0
+    started: float = 0.0
     ports: dict[str, int] = field(default_factory=dict)
     uses: str = ""  # the S3 endpoint MLflow was started with
 
@@ -50,7 +50,7 @@ class Server:
     def state(self) -> Literal["external", "running", "stopped"]:
         if self.pid is None:
             return "external"
-        return "running" if processes.find(self.pid, self.created) else "stopped"
+        return "running" if processes.find(self.pid, self.started) else "stopped"
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _start_s3(
         ports = services.seaweed_ports(port, old.ports if old else {})
         environment = services.server_environment(_keys(*keys))
         process = processes.spawn(services.seaweed_command(data, ports), environment, directory, data, log)
-        server = Server(f"http://{HOST}:{ports['s3.port']}", process.pid, process.create_time(), ports)
+        server = Server(f"http://{HOST}:{ports['s3.port']}", process.pid, processes.started(process), ports)
         _save(directory, "s3", server)
     processes.wait_until(
         lambda: services.make_buckets(server.endpoint, keys, buckets), process, "SeaweedFS", log, timeout
@@ -183,7 +183,7 @@ def _start_mlflow(
         command = services.mlflow_command(number, data / "mlflow.db", artifacts)
         process = processes.spawn(command, environment, directory, data, log)
         endpoint = f"http://{HOST}:{number}"
-        server = Server(endpoint, process.pid, process.create_time(), {"http": number}, uses=s3.endpoint)
+        server = Server(endpoint, process.pid, processes.started(process), {"http": number}, uses=s3.endpoint)
         _save(directory, "mlflow", server)
     processes.wait_until(lambda: processes.answers(f"{server.endpoint}/health") == 200, process, "MLflow", log, timeout)
     return server

@@ -67,11 +67,17 @@ def spawn(
     return psutil.Process(child.pid)
 
 
-def find(pid: int, created: float) -> psutil.Process | None:
-    """The living process with this id and start time."""
+def started(process: psutil.Process) -> float:
+    """Seconds from the start of the machine to that of the process; a clock that is set right does not change it."""
+    return float(psutil.Process(process.pid).create_time() - psutil.boot_time())
+
+
+def find(pid: int, started_at: float) -> psutil.Process | None:
+    """The living process with this id and start (as `started` tells it)."""
     try:
         process = psutil.Process(pid)
-        same = abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        # the two clock readings behind `started` may lie a second apart
+        same = abs(started(process) - started_at) < 2 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return None
     return process if same else None
@@ -111,9 +117,9 @@ def end(processes: Sequence[psutil.Process], grace: float) -> None:
 def wait_until(ready: Callable[[], bool], process: psutil.Process, name: str, log: Path, timeout: float) -> None:
     """Until `ready()`; UnicError with the end of the log when the process dies or needs longer than `timeout` s."""
     deadline = time.monotonic() + timeout
-    created = process.create_time()
+    started_at = started(process)
     while not ready():
-        if find(process.pid, created) is None:
+        if find(process.pid, started_at) is None:
             with contextlib.suppress(psutil.Error, ChildProcessError):
                 process.wait(timeout=1)
             raise UnicError(f"{name} ended while starting; the end of {log} says:\n{_tail(log)}")

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from workflows.storage.connection import trust_endpoint
 from workflows.storage.store import S3Store
 
-__all__ = ["S3Store", "ray_filesystem"]
+__all__ = ["S3Store", "ray_filesystem", "trust_endpoint"]
 
 
 def ray_filesystem(uri: str) -> tuple[Any, str]:

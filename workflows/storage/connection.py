@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.loaders
 import botocore.session
 from botocore import exceptions as aws
 from botocore.config import Config
@@ -35,6 +36,9 @@ _WRONG_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidTok
 _THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 
 
+_descriptions = botocore.loaders.create_loader()  # of services: read once, also by what is forked later
+
+
 class SizeError(Exception):
     """What lies on the server has not the size of what was sent."""
 
@@ -49,7 +53,14 @@ class Connection:
         if style is None and not is_amazon(self.client.meta.endpoint_url):
             self.client = _connect("path")
         self.endpoint: str = self.client.meta.endpoint_url
-        self.answered = False
+
+    @property
+    def answered(self) -> bool:
+        """Whether the endpoint has answered this process, its parent before a fork, or who asked for trust in it."""
+        return _trusted or self.endpoint in _answered
+
+    def has_answered(self) -> None:
+        _answered.add(self.endpoint)
 
 
 def _connect(style: Any) -> Any:
@@ -61,10 +72,25 @@ def _connect(style: Any) -> Any:
         max_pool_connections=16,
         s3={"addressing_style": style},
     )
-    session = boto3.Session()
+    core = botocore.session.get_session()
+    core.register_component("data_loader", _descriptions)
+    session = boto3.Session(botocore_session=core)
     return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
 
 
+_trusted = False
+
+
+def trust_endpoint() -> None:
+    """Be patient with the endpoint from the first request on: the process that started this one has used it.
+
+    Otherwise an endpoint that never answered is taken for a mistake of the user, and reported soon.
+    """
+    global _trusted  # noqa: PLW0603
+    _trusted = True
+
+
+_answered: set[str] = set()
 _connections: dict[tuple[tuple[str, str], ...], Connection] = {}
 _lock = threading.Lock()
 

@@ -121,6 +121,16 @@ class S3Store:
         for first in range(0, len(names), DELETE_BATCH):
             self._delete_batch(names[first : first + DELETE_BATCH])
 
+    def sweep(self) -> int:
+        def abort(client: Any) -> int:
+            pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self.prefix)
+            uploads = [upload for page in pages for upload in page.get("Uploads", ())]
+            for upload in uploads:
+                client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            return len(uploads)
+
+        return self._call(abort, "")
+
     def child(self, prefix: str) -> S3Store:
         return S3Store(f"{self.uri}/{prefix}", self.patience)
 
@@ -156,7 +166,7 @@ class S3Store:
                 time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
                 pause = min(2 * pause, 30.0)
             else:
-                server.answered = True
+                server.has_answered()
                 return result
 
     def _explain(self, error: Exception, where: str, server: Connection) -> Exception:

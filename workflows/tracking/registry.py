@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ from workflows.tracking.runs import Run
 from workflows.tracking.server import client, sentences
 
 WEIGHTS = "model.safetensors"
-SCORE = "probe/mean_top1"
+SCORE, ERROR = "probe/mean_top1", "probe/mean_top1_error"
+SURE = 1.96  # standard errors of the difference: 95 %
 CANDIDATE, CHAMPION = "candidate", "champion"
 _PROBE = re.compile(r"probe/(.+)/top1")
 
@@ -78,9 +80,11 @@ def log_report(
 
 
 def promote(config: RunConfig, parent_id: str) -> str:
-    """Move the alias `champion` to this run's student if its mean top-1 beats the present champion's.
+    """Move the alias `champion` to this run's student if its mean top-1 is above the champion's beyond chance.
 
-    Scores are those of the parent runs; they are compared only when both were probed on the same data sets.
+    Scores and their standard errors are those of the parent runs; they are compared only when both were probed on the
+    same data sets. The difference must exceed its 95 % interval, taken as if the two were measured on different
+    images: they share them, which makes the true interval narrower, so the test errs towards the champion.
     Returns one sentence that says what happened and why.
     """
     name = config.tracking.registered_model
@@ -113,11 +117,16 @@ def _reason_to_stay(champion: ModelVersion | None, scores: Mapping[str, float]) 
     if probes != others:
         odd = ", ".join(sorted(probes ^ others))
         return f"champion version {champion.version} was probed on other data sets (the difference is {odd})"
-    if scores[SCORE] > theirs[SCORE]:
+    unknown = [run for run, known in (("its own run", scores), ("that of the champion", theirs)) if ERROR not in known]
+    if unknown:
+        return f"{' and '.join(unknown)} has no {ERROR}; run `unic report` for it again"
+    needed = SURE * math.hypot(scores[ERROR], theirs[ERROR])
+    if scores[SCORE] - theirs[SCORE] > needed:
         return None
+    beyond = f" by more than {needed:.4f}" if scores[SCORE] > theirs[SCORE] else ""
     return (
         f"its mean top-1 of {scores[SCORE]:.4f} does not beat the {theirs[SCORE]:.4f} of champion version "
-        f"{champion.version}"
+        f"{champion.version}{beyond}"
     )
 
 

@@ -58,9 +58,21 @@ class Run:
 
     def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record the values of one step: a write to a local file, about 0.1 ms."""
+        self._opened().add(step, values)
+
+    def unsent(self) -> bytes:
+        """Metrics that the server has not taken yet, as lines for `adopt`."""
+        return self._opened().unsent()
+
+    def adopt(self, lines: bytes) -> None:
+        """Take over metrics that were not sent from another machine."""
+        if lines:
+            self._opened().adopt(lines)
+
+    def _opened(self) -> Spool:
         if self._spool is None:
             self._spool = Spool(self.spool_dir / f"{self.run_id}.jsonl", _sender(self.run_id))
-        self._spool.add(step, values)
+        return self._spool
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Record parameters, nested ones under dotted names. One that was recorded before keeps its value."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -12,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.unic_core.data.conftest import encoded, picture
 from unic_core.config import DataConfig, DatasetConfig, MixConfig
@@ -84,6 +87,40 @@ def test_resuming_gives_the_identical_tail(start: int, train: ShardedDataset) ->
     tail = batches(train, 12)[start:]
     for a, b in zip(batches(train, 12 - start, start_step=start), tail, strict=True):
         assert same(a, b)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_tail_is_the_same_wherever_and_however_it_is_continued(data: st.DataObject, prepared: str) -> None:
+    """Any step, world, number of workers and of micro-batches, with one data set or a weighted mixture of two."""
+    datasets, mix = [ShardedDataset(prepared, "train")], [MixConfig(dataset="waves")]
+    if data.draw(st.booleans(), label="mixture"):
+        datasets.append(ShardedDataset(prepared, "test"))
+        mix.append(MixConfig(dataset="waves", split="test", weight=data.draw(st.floats(0.3, 3.0))))
+    batch = data.draw(st.integers(4, 24), label="batch")
+    seed, start = data.draw(st.integers(0, 99)), data.draw(st.integers(0, 40), label="start")
+
+    def steps(first: int, world: int, workers: int, micro: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        changes = {"train": tuple(mix), "chunk": chunk, "window": window}
+        ranks = []
+        for rank in range(world):
+            loader = TrainLoader(datasets, config(workers, **changes), SIZE, seed, batch, micro, rank, world, first)
+            with contextlib.closing(iter(loader)) as iterator:  # type: ignore[type-var]
+                ranks.append(list(itertools.islice(iterator, count * micro)))
+        result = []
+        for step in range(count):
+            parts = [rank[step * micro + m] for m in range(micro) for rank in ranks]
+            assert {part.step for part in parts} == {first + step}
+            result.append((torch.cat([part.samples for part in parts]), torch.cat([part.images for part in parts])))
+        return result
+
+    chunk, window = data.draw(st.integers(1, 16)), data.draw(st.integers(1, 8))
+    straight = steps(0, 1, 0, 1, start + 3)[start:]
+    world, workers = data.draw(st.sampled_from([1, 2, 4])), data.draw(st.sampled_from([0, 0, 1, 2, 3]))
+    continued = steps(start, world, workers, data.draw(st.integers(1, 3)), 3)
+    for (a, x), (b, y) in zip(continued, straight, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(x, y)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -181,15 +218,29 @@ def _gone(processes: list[psutil.Process]) -> bool:
     return not psutil.wait_procs(processes, timeout=10)[1]
 
 
-def test_a_killed_worker_is_one_sentence(train: ShardedDataset) -> None:
+@pytest.mark.parametrize("micro", [1, 2])
+def test_killed_workers_are_replaced_and_no_batch_is_lost(
+    micro: int, train: ShardedDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = batches(train, 50, micro_batches=micro)
     before = set(_children())
-    iterator = iter(TrainLoader([train], config(2), SIZE, 5, batch=12))
-    next(iterator)
-    workers = [process for process in _children() if process not in before]
-    for worker in workers:
+    iterator = iter(TrainLoader([train], config(2), SIZE, 5, batch=12, micro_batches=micro))
+    seen = [next(iterator) for _ in range(3)]
+    for worker in [process for process in _children() if process not in before]:
         worker.kill()
-    with pytest.raises(UnicError, match="a data worker was killed"):
-        list(itertools.islice(iterator, 50))
+    seen += itertools.islice(iterator, 47)
+    assert all(same(a, b) for a, b in zip(seen, expected, strict=True))
+    assert "a data worker was killed; new ones continue at the same batch (1 of 3)" in caplog.text
+
+
+def test_workers_killed_again_and_again_are_one_sentence(train: ShardedDataset) -> None:
+    before = set(_children())
+    iterator = iter(TrainLoader([train], config(1, chunk=1), SIZE, 5, batch=1))
+    with pytest.raises(UnicError, match=r"a data worker was killed, .*lower data.workers"):  # noqa: PT012
+        for _ in range(50):
+            next(iterator)
+            for worker in [process for process in _children() if process not in before]:
+                worker.kill()
 
 
 def test_no_worker_outlives_the_iterator(train: ShardedDataset) -> None:

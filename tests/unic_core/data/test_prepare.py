@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -9,18 +10,24 @@ import subprocess
 import sys
 import tarfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.unic_core.data.conftest import encoded, picture
 from unic_core.config import DatasetConfig
+from unic_core.data import parallel
 from unic_core.data.dataset import ShardedDataset
 from unic_core.data.decode import decode
-from unic_core.data.prepare import in_order, prepare_dataset
+from unic_core.data.parallel import Count, by_processes, in_order
+from unic_core.data.prepare import prepare_dataset
 from unic_core.errors import UnicError
 
 MakeFolder = Callable[..., Path]
@@ -52,7 +59,7 @@ def test_shards_are_plain_webdataset_with_an_index(make_folder: MakeFolder, tmp_
         data = (Path(uri) / f"{shard['name']}.tar").read_bytes()
         assert hashlib.sha256(data).hexdigest() == shard["sha256"]
         rows = np.load(Path(uri) / f"{shard['name']}.npy")
-        assert rows.shape == (shard["count"], 3)
+        assert rows.shape == (shard["count"], 4)
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             members = tar.getmembers()
             assert {(m.mtime, m.uid, m.gid) for m in members} == {(0, 0, 0)}
@@ -60,7 +67,9 @@ def test_shards_are_plain_webdataset_with_an_index(make_folder: MakeFolder, tmp_
             labels = [int(tar.extractfile(m).read()) for m in members if m.name.endswith(".cls")]  # type: ignore[union-attr]
             assert [(m.offset_data, m.size) for m in images] == [tuple(row[:2]) for row in rows]
             assert labels == rows[:, 2].tolist()
-        stored += [data[offset : offset + length] for offset, length, _ in rows]
+        images_of_shard = [data[offset : offset + length] for offset, length, *_ in rows]
+        assert [zlib.crc32(image) for image in images_of_shard] == rows[:, 3].tolist()
+        stored += images_of_shard
     assert sorted(stored) == originals, "encoded images stay byte-identical"
     assert sorted(p.name for p in Path(uri).iterdir() if p.is_dir()) == [], "no record of the work is left"
 
@@ -220,6 +229,98 @@ def test_a_killed_preparation_is_continued(make_folder: MakeFolder, tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_processes_and_kills_change_no_byte(make_folder: MakeFolder, tmp_path: Path) -> None:
+    """Three processes, killed with the parent again and again, write what one process writes; none outlives it."""
+    root, out = make_folder({"train/cat": 150, "val/cat": 50}), tmp_path / "out"
+    (root / "train" / "cat" / "007.jpg").write_bytes(b"broken")
+    code = (
+        "import sys\nfrom unic_core.config import DatasetConfig\nfrom unic_core.data import prepare\n"
+        "prepare._WORTH_A_PROCESS = 1\n"
+        "config = DatasetConfig(name='pets', source='folder:' + sys.argv[1], shard_bytes=8000, max_broken=1)\n"
+        "print(prepare.prepare_dataset(config, sys.argv[2], workers=3))\n"
+    )
+    command = [sys.executable, "-c", code, str(root), str(out)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    seen: set[Path] = set()
+    for _ in range(2):
+        process = subprocess.Popen(command, env=environment)
+        deadline = time.monotonic() + 120
+        while set(out.rglob("*-*.json")) <= seen and time.monotonic() < deadline:
+            time.sleep(0.005)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        assert not psutil.wait_procs(children, timeout=20)[1], "a process outlived its parent"
+        seen = set(out.rglob("*-*.json"))
+        assert seen
+        assert not list(out.rglob("dataset.json")), "killed before the end"
+    times = {path: path.stat().st_mtime_ns for path in _recorded(seen)}
+    uri = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    assert times == {path: path.stat().st_mtime_ns for path in times}, "finished shards are not made again"
+    whole = prepare_dataset(config(root, max_broken=1), str(tmp_path / "whole"), workers=1)
+    assert contents(uri) == contents(whole)
+
+
+def _recorded(records: set[Path]) -> list[Path]:
+    tars = [path.parent.parent / f"{path.stem}.tar" for path in records]
+    assert all(path.exists() for path in tars)
+    return tars
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_set_of_finished_shards_is_continued(data: st.DataObject, make_folder: MakeFolder, tmp_path: Path) -> None:
+    """Whatever an interruption leaves (records without shards, shards without records, damage), the bytes are those."""
+    place = tmp_path / str(len(list(tmp_path.iterdir())))
+    count = data.draw(st.integers(3, 20))
+    root = make_folder({"train/cat": count, "val/cat": 4}, f"{place.name}/images")
+    shard_bytes = data.draw(st.integers(1, 20_000))
+    for broken in data.draw(st.sets(st.integers(0, count - 1), max_size=2)):
+        (root / "train" / "cat" / f"{broken:03d}.jpg").write_bytes(b"broken")
+    changes = {"shard_bytes": shard_bytes, "max_broken": 2, "short_side": data.draw(st.sampled_from([None, 20]))}
+
+    after = data.draw(st.integers(1, count + 5))
+
+    def stop(done: int, total: int | None) -> None:
+        if done >= after:
+            raise _Stop
+
+    whole = contents(prepare_dataset(config(root, **changes), str(place / "whole")))
+    with contextlib.suppress(_Stop):
+        prepare_dataset(config(root, **changes), str(place / "out"), stop)
+    left = sorted(path for path in (place / "out").rglob("*") if path.is_file() and path.name != "plan.json")
+    if not list((place / "out").rglob("dataset.json")):
+        for path in data.draw(st.sets(st.sampled_from(left), max_size=3)) if left else ():
+            path.unlink()
+    assert contents(prepare_dataset(config(root, **changes), str(place / "out"))) == whole
+
+
+def test_a_killed_process_is_one_sentence(make_folder: MakeFolder, tmp_path: Path) -> None:
+    def shoot(task: int, count: Count) -> int:
+        return task
+
+    with pytest.raises(UnicError, match="was killed, most likely for lack of memory; use fewer workers"):
+        list(by_processes(_die, [1, 2, 3], processes=2, tick=lambda done: None))
+    assert list(by_processes(shoot, [1, 2, 3], processes=1, tick=lambda done: None)) == [1, 2, 3]
+
+
+def _die(task: int, count: Count) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+def test_no_more_processes_than_a_container_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "cpu.max"
+    monkeypatch.setattr(parallel, "_CGROUP", limit)
+    cpus = len(os.sched_getaffinity(0))
+    for text, expected in (("50000 100000", 1), ("max 100000", cpus), ("10000000 100000", cpus)):
+        limit.write_text(text)
+        assert parallel.usable_cpus() == expected
+    limit.unlink()
+    assert parallel.usable_cpus() == cpus
+
+
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence(make_folder: MakeFolder, tmp_path: Path) -> None:
     """A file size limit makes the shard's write fail like a full disk does."""
     root, out = make_folder({"cat": 40}), tmp_path / "out"
@@ -235,7 +336,7 @@ def test_a_full_disk_is_one_sentence(make_folder: MakeFolder, tmp_path: Path) ->
     result = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.startswith("cannot write a shard in ")
     assert "free some space" in result.stdout
-    assert not [path for path in out.rglob("*") if path.is_file()]
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["plan.json"]
 
 
 def test_in_order_keeps_order_and_passes_errors_on() -> None:

@@ -20,7 +20,7 @@ MakeFolder = Callable[..., Path]
 
 
 def opened(source: str, tmp_path: Path) -> Source:
-    return open_source(source, tmp_path / "scratch")
+    return open_source(source)
 
 
 # ---------------------------------------------------------------- folder

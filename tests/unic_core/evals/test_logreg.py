@@ -14,10 +14,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from unic_core.errors import UnicError
-from unic_core.evals import logreg
+from unic_core.evals import logreg, softmax
 from unic_core.evals.logreg import fit_logreg
 
 GRID = (1e-4, 1e-2, 1.0, 1e2, 1e5)
+CLOSE = 1e-3  # relative: two solutions at the same C, each within the tolerance of large C
 
 
 def digits(n: int) -> tuple[Tensor, Tensor, int]:
@@ -66,13 +67,13 @@ def test_objective_is_no_worse_than_scikit_learns_at_every_c(name: str) -> None:
 def test_gradient_vanishes_at_the_solution(name: str) -> None:
     x, y, classes = DATA[name]
     fitted = fit_logreg(x, y, (1e-2, 1.0), classes)
-    for p, c in enumerate((1e-2, 1.0)):
+    for p, (c, tolerance) in enumerate(((1e-2, 1e-6), (1.0, 1e-5))):
         weight, bias = (t[p].double().requires_grad_() for t in (fitted.weight, fitted.bias))
         logits = x.double() @ weight + bias
         value = c * F.cross_entropy(logits, y, reduction="sum") + weight.square().sum() / 2
         slope = torch.autograd.grad(value, [weight, bias])
         # the penalty makes the objective 1-strongly convex in the weights: this bounds the distance to the optimum
-        assert slope[0].square().sum() / 2 <= 1e-4 * value
+        assert slope[0].square().sum() / 2 <= 100 * tolerance * value
         assert slope[1].abs().max() <= 1e-2 * c * len(x)
 
 
@@ -112,15 +113,15 @@ def test_a_c_that_has_converged_leaves_and_the_others_go_on() -> None:
     assert together.iterations[0] < together.iterations[-1] / 4
     for p, c in enumerate(GRID):
         alone = fit_logreg(x, y, (c,), classes)
-        assert alone.objective.item() == pytest.approx(together.objective[p].item(), rel=1e-4)
+        assert alone.objective.item() == pytest.approx(together.objective[p].item(), rel=CLOSE)
 
 
 def test_groups_of_c_reach_the_same_objectives(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, classes = DATA["overlapping"]
     together = fit_logreg(x, y, GRID, classes)
-    monkeypatch.setattr(logreg, "LOGITS", 2 * len(x) * classes)
+    monkeypatch.setattr(logreg, "GROUP", 3 * classes)
     groups = fit_logreg(x, y, GRID, classes)
-    assert torch.allclose(groups.objective, together.objective, rtol=1e-4)
+    assert torch.allclose(groups.objective, together.objective, rtol=CLOSE)
 
 
 def test_start_near_the_solution_saves_iterations_and_a_bad_start_does_no_harm() -> None:
@@ -156,7 +157,7 @@ def test_cross_entropy_is_exact_where_it_is_tiny_or_huge_and_yields_no_subnormal
     margins = (logits - logits[:, :1])[:, None].clone()
     margins[:, :, 0] = -torch.inf
     for i in range(3):
-        loss, wrong = logreg._cross_entropy(margins[i : i + 1])
+        loss, wrong = softmax.cross_entropy(margins[i : i + 1].mT)
         exact = math.log1p(sum(math.exp(m) for m in margins[i, 0].tolist()))
         assert loss.item() == pytest.approx(exact, rel=1e-5, abs=1e-29)
         assert ((wrong == 0) | (wrong > torch.finfo(torch.float32).tiny)).all()

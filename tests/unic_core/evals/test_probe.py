@@ -121,3 +121,14 @@ def _labels(*values: int) -> FeatureSet:
 def test_bad_sets_are_refused_in_a_sentence(train: FeatureSet, test: FeatureSet, sentence: str) -> None:
     with pytest.raises(UnicError, match=sentence):
         run_probe(train, test, CONFIG, seed=0)
+
+
+def test_sgd_selects_on_a_validation_split_and_is_scored_on_normalized_features() -> None:
+    config = CONFIG.model_copy(update={"sgd_heads": 5, "sgd_epochs": 10})
+    train, test = digits(0, 600), digits(600, 900)
+    linear, knn = run_probe(train, test, config, seed=0, classifier="sgd")
+    assert (linear.protocol, knn.protocol) == ("sgd", "knn")
+    assert linear.top1 > 0.85
+    assert set(linear.hyper) == {"lr", "weight_decay", "validation_top1"}
+    scaled = FeatureSet(100 * test.x, test.y)
+    assert run_probe(train, scaled, config, seed=0, classifier="sgd")[0].top1 == linear.top1

@@ -1,0 +1,78 @@
+"""Logistic regression against scikit-learn on real features: objective at every C, top-1 at the C each selects."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from benchmarks.features_of import fashion_source, teacher_features
+from benchmarks.logreg import GRID
+from unic_core.evals.features import FeatureSet
+from unic_core.evals.logreg import fit_logreg, objective
+from unic_core.evals.probe import validation_split
+from unic_core.provenance import versions
+
+TEACHERS = ("efficientnet_lite0", "efficientnet_lite2")
+LIMIT = {"train": 2000, "test": 4000}
+
+
+class Parity(NamedTuple):
+    """One feature set. ratios: our objective over its, by rising C; c and top1 are (ours, scikit-learn's)."""
+
+    name: str
+    ratios: list[float]
+    c: tuple[float, float]
+    top1: tuple[float, float]
+
+
+def real_sets() -> Iterator[tuple[str, FeatureSet, FeatureSet]]:
+    """Name, training and test features of four real sets."""
+    for images, source in (("Fashion-MNIST", fashion_source()), ("digits", "sklearn:digits")):
+        for model in TEACHERS:
+            features = teacher_features(source, model, LIMIT)
+            yield f"{images}, {model}", features["train"], features["test"]
+
+
+def compare(name: str, train: FeatureSet, test: FeatureSet, seed: int = 22) -> Parity:
+    """Fit both on 80 % of the training images, select C on the rest, fit again on all, score on the test images."""
+    classes = int(train.y.max()) + 1
+    held_out = validation_split(train.y, 0.2, seed)
+    x, y = train.x[~held_out], train.y[~held_out]
+    ours = fit_logreg(x, y, GRID, classes)
+    theirs = [_scikit(x, y, c) for c in GRID]
+    weight = torch.stack([torch.tensor(model.coef_.T) for model in theirs])
+    bias = torch.stack([torch.tensor(model.intercept_) for model in theirs])
+    ratios = objective(x, y, ours.weight, ours.bias, GRID) / objective(x, y, weight, bias, GRID)
+    valid_x, valid_y = train.x[held_out], train.y[held_out]
+    own = int((ours.predict(valid_x) == valid_y).double().mean(1).argmax())
+    other = max(range(len(GRID)), key=lambda i: theirs[i].score(valid_x.numpy(), valid_y.numpy()))
+    final = fit_logreg(train.x, train.y, (GRID[own],), classes).predict(test.x)[0]
+    reference = _scikit(train.x, train.y, GRID[other]).score(test.x.numpy(), test.y.numpy())
+    top1 = float((final == test.y).double().mean())
+    return Parity(name, ratios.tolist(), (GRID[own], GRID[other]), (top1, float(reference)))
+
+
+def _scikit(x: torch.Tensor, y: torch.Tensor, c: float) -> LogisticRegression:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return LogisticRegression(C=c, max_iter=2000).fit(x.numpy(), y.numpy())
+
+
+def main() -> None:
+    results = []
+    for name, train, test in real_sets():
+        result = compare(name, train, test)
+        print(f"{name}: {len(train):,} x {train.x.shape[1]:,}, {len(test):,} test images")
+        print("  objective over scikit-learn's: " + ", ".join(f"{r:.5f}" for r in result.ratios))
+        print(f"  top-1 {result.top1[0]:.2%} at C = {result.c[0]:g}; its {result.top1[1]:.2%} at C = {result.c[1]:g}")
+        results.append(result._asdict())
+    print(json.dumps({"benchmark": "parity", "sets": results, "versions": versions()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The objective of multinomial logistic regression for several C at once, in terms of margins.
+
+A margin is a logit minus the logit of the true class: the cross-entropy computed from margins keeps its relative
+precision in float32 where it is tiny.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMALLEST, LOWEST = 1e-30, -70.0  # below it a probability, or the margin it comes from, counts as 0: subnormal
+# numbers would slow a matrix product down by an order of magnitude
+
+
+class Design(NamedTuple):
+    """What all values of C have in common; names and shapes as in `_Eigenbasis`, squares = z * z, y [n] int64."""
+
+    z: Tensor
+    squares: Tensor
+    y: Tensor
+    penalty: Tensor
+    classes: int
+
+    def double(self) -> Design:
+        return Design(self.z.double(), self.squares.double(), self.y, self.penalty.double(), self.classes)
+
+    def margins(self, theta: Tensor, own: float) -> Tensor:
+        """Logits minus the true class's logit, [P, K, n], with `own` written at the true class."""
+        logits = (theta.flatten(0, 1) @ self.z.T).view(*theta.shape[:2], -1)
+        index = self.y.expand(len(theta), 1, -1)
+        return (logits - logits.gather(1, index)).scatter_(1, index, own)
+
+    def gradient(self, theta: Tensor, wrong: Tensor, c: Tensor) -> Tensor:
+        """[P, K, R + 1] from the probabilities of the wrong classes [P, K, n]."""
+        index = self.y.expand(len(theta), 1, -1)
+        residual = wrong.scatter(1, index, -wrong.sum(1, keepdim=True))
+        product = (residual.flatten(0, 1) @ self.z).view_as(theta)
+        return product.mul_(per_c(c, theta)).addcmul_(self.penalty, theta)
+
+    def inverse_diagonal(self, wrong: Tensor, c: Tensor) -> Tensor:
+        """Inverse of the Hessian's diagonal, [P, K, R + 1]."""
+        index = self.y.expand(len(wrong), 1, -1)
+        error = wrong.sum(1, keepdim=True)
+        spread = wrong * (1 - wrong)
+        spread.scatter_(1, index, error * (1 - error))
+        curvature = (spread.flatten(0, 1) @ self.squares).view(*wrong.shape[:2], -1)
+        return 1 / (curvature.mul_(per_c(c, wrong)).add_(self.penalty).clamp_min_(SMALLEST))
+
+
+def cross_entropy(margins: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over images of the cross-entropy, [P] float64, and probabilities of the wrong classes [P, K, n].
+
+    `margins` [P, K, n] hold -inf at the true class.
+    """
+    top = margins.amax(1, keepdim=True).clamp_min(0)
+    wrong = F.threshold((margins - top).clamp_min_(LOWEST).exp_(), SMALLEST, 0.0)
+    excess = wrong.sum(1, keepdim=True) + torch.expm1(-top)  # 1 + excess is the sum over all classes
+    loss = (top + excess.log1p()).sum((1, 2), dtype=torch.float64)
+    return loss, wrong / (1 + excess)
+
+
+def per_c(values: Tensor, like: Tensor) -> Tensor:
+    """[P] as [P, 1, 1] in the dtype of `like`."""
+    return values.to(like.dtype)[:, None, None]
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product per C: [P, ...] and [P, ...] to [P] float64."""
+    products: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    return products.double()
