@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -11,8 +12,10 @@ from mlflow import MlflowClient
 
 from tests.k8s.help import NAMESPACE, ROOT, STORE, forwarded, get, kubectl, settings, small, until
 from unic_core.config import dump_config
+from unic_core.errors import UnicError
 from unic_core.storage import open_store
 from workflows.launch import Launcher, open_launcher
+from workflows.launch.jobs import PYTORCHJOB, ClusterJobs
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
@@ -39,9 +42,10 @@ def test_apply_gives_a_student_and_applying_again_does_nothing(services: None, r
 
     with forwarded("mlflow", 5000) as uri:
         client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name("unic")
-        runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"], max_results=20)
-        distill = next(run for run in runs if run.info.run_name == "distill")
+        experiment = client.get_experiment_by_name("unic").experiment_id
+        (parent,) = client.search_runs([experiment], "attributes.run_name = 'smoke'", max_results=1)
+        children = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
+        distill = next(run for run in children if run.info.run_name == "distill")
         assert client.get_metric_history(distill.info.run_id, "distill/loss")[-1].step == 12
         assert client.get_registered_model("unic-student").aliases
 
@@ -90,8 +94,6 @@ def test_a_mistake_in_the_config_fails_at_once_with_a_sentence(services: None, r
 def test_the_same_name_attaches_and_another_config_is_refused(
     launcher: Launcher, remove: Callable[[str], None]
 ) -> None:
-    from unic_core.errors import UnicError
-
     remove("again")
     run = small("again")
     assert launcher.submit(run, STORE)
@@ -107,7 +109,6 @@ def test_the_same_name_attaches_and_another_config_is_refused(
 
 
 def test_what_keeps_a_job_from_running_is_said(services: None, remove: Callable[[str], None]) -> None:
-    notes: list[str] = []
     cases = {
         "no-image": ({"image": "unic:never-built"}, "the image .*unic:never-built can't be pulled"),
         "too-big": ({"cpu_request": "1000", "cpu": "1000"}, "no node has room for too-big-worker-0"),
@@ -116,7 +117,32 @@ def test_what_keeps_a_job_from_running_is_said(services: None, remove: Callable[
         remove(name)
         launcher = open_launcher(settings(**changes))
         launcher.submit(small(name), STORE)
-        found = until(lambda launcher=launcher, name=name: launcher.status(name).reasons, "a reason", 60)
-        notes.extend(found)
-        assert re.search(sentence, " ".join(found)), found
+
+        def said(launcher: Launcher = launcher, name: str = name, sentence: str = sentence) -> bool:
+            return any(re.search(sentence, reason) for reason in launcher.status(name).reasons)
+
+        until(said, f"the sentence {sentence!r}", 60)
         launcher.cancel(name)
+
+
+def test_a_quota_is_named_with_its_numbers(services: None, remove: Callable[[str], None]) -> None:
+    remove("poor")
+    kubectl("-n", NAMESPACE, "create", "quota", "small", "--hard=requests.memory=1Mi")
+    try:
+        launcher = open_launcher(settings())
+        launcher.submit(small("poor"), STORE)
+        found = until(lambda: launcher.status("poor").reasons, "a reason", 60)
+        assert "the quota small does not allow these pods (requested: requests.memory=5Gi" in found[0]
+        launcher.cancel("poor")
+    finally:
+        kubectl("-n", NAMESPACE, "delete", "resourcequota", "small")
+
+
+def test_a_cluster_without_the_operator_is_told(services: None) -> None:
+    unknown = replace(PYTORCHJOB, group="kubeflow.invalid")  # what a cluster without the operator answers
+    with pytest.raises(UnicError, match="the cluster knows no PyTorchJob; install the Kubeflow training operator"):
+        ClusterJobs(unknown, settings()).submit(small("nobody"), STORE)
+    with pytest.raises(
+        UnicError, match="there is no namespace nowhere; create it with: kubectl apply -k k8s/namespace"
+    ):
+        open_launcher(settings(namespace="nowhere")).submit(small("nobody"), STORE)

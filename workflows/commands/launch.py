@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -104,6 +105,7 @@ def _watch(launcher: Launcher, name: str, backend: str, namespace: str) -> int:
     try:
         status = launcher.wait(name, console.say, console.logger.info)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not turn this into something else
         click.echo(
             f"\ndetached; the job goes on. Come back with `unic logs {name} {place}`, "
             f"end it with `unic cancel {name} {place}`",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from kubernetes import client
@@ -22,6 +23,8 @@ from workflows.launch.config import LaunchConfig, Phase, Status, job_name
 from workflows.launch.follow import wait
 from workflows.launch.manifest import pytorchjob, rayjob
 from workflows.launch.pods import CONFIG_DIGEST, Object, config_map, digest, peers
+
+OPERATOR_S = 15  # an operator that runs has looked at a new job by then
 
 
 @dataclass(frozen=True)
@@ -273,7 +276,8 @@ class ClusterJobs:
         if job["spec"].get("runPolicy", job["spec"]).get("suspend"):
             queue = job["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
             return (f"it waits in the queue {queue}" if queue else "it is suspended; set suspend to false to start it",)
-        if not job.get("status"):
+        age = datetime.now(UTC) - datetime.fromisoformat(job["metadata"]["creationTimestamp"])
+        if not job.get("status") and age.total_seconds() > OPERATOR_S:
             return (f"{self.kind.operator} has not looked at the job yet; if this stays so, see whether it runs",)
         return ()
 
