@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 
 @click.group()
 def checkpoints() -> None:
-    """List, verify and prune the checkpoints of a RUN, given by its URI such as s3://bucket/unic/runs/my-student."""
+    """List, verify and prune the checkpoints of a run.
+
+    RUN is its URI, such as s3://bucket/unic/runs/my-student.
+    """
 
 
 @checkpoints.command("list")
 @click.argument("run")
 def list_command(run: str) -> int:
-    """Show every checkpoint; exit code 1 when the newest one is incomplete."""
+    """Show every checkpoint.
+
+    Exit code 1 when the newest one is incomplete.
+    """
     from unic_core.checkpoint import list_checkpoints
 
     found = list_checkpoints(_open(run))
@@ -37,7 +43,10 @@ def list_command(run: str) -> int:
 @checkpoints.command()
 @click.argument("run")
 def verify(run: str) -> int:
-    """Read every file of every checkpoint and compare its checksum; exit code 1 when one is damaged."""
+    """Read every file and compare its checksum.
+
+    Exit code 1 when a checkpoint is damaged.
+    """
     from unic_core.checkpoint import list_checkpoints, verify_checkpoint
 
     store = _open(run)
@@ -55,7 +64,10 @@ def verify(run: str) -> int:
 @click.option("--keep-every", type=click.IntRange(1), help="Also keep multiples of this step.")
 @click.option("--keep-best", is_flag=True, help="Also keep the one with the lowest loss.")
 def prune(run: str, keep_last: int, keep_every: int | None, keep_best: bool) -> None:
-    """Delete old checkpoints, and what interrupted writes left behind. Refused while the run is being trained."""
+    """Delete old checkpoints, and what interrupted writes left.
+
+    Refused while the run is being trained.
+    """
     from unic_core import lease
     from unic_core.checkpoint import Retention
     from unic_core.checkpoint import prune as delete

@@ -11,7 +11,9 @@ from workflows import console
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN...")
 def compare(runs: tuple[str, ...]) -> None:
-    """Compare the students of runs, given as directories or URIs (<root>/runs/<name>).
+    """Compare the students of any runs.
+
+    RUN is the directory or URI of a run, such as s3://bucket/unic/runs/my-student.
 
     Top-1 in percent with its 95 % interval; `best` names every run whose interval reaches the highest top-1.
     """

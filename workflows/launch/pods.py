@@ -140,6 +140,8 @@ def container(launch: LaunchConfig, run: RunConfig) -> Object:
         "imagePullPolicy": "IfNotPresent",
         "env": [
             {"name": "UNIC_TERMINATION_LOG", "value": TERMINATION_LOG},
+            # a replaced driver takes the run's lease over at once
+            {"name": "UNIC_JOB", "value": f"{launch.namespace}/{job_name(run)}"},
         ],
         "envFrom": ENVIRONMENT,
         "resources": {"requests": requests, "limits": limits},
