@@ -12,6 +12,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("unic", deadline=None)  # how fast a machine is proves nothing
+settings.load_profile("unic")
 
 # Without a terminal a test run may have been started with Ctrl-C ignored, which its children would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
