@@ -94,7 +94,7 @@ class LocalStore:
                 path.parent.rmdir()
 
     def sweep(self) -> int:
-        parts = list(self.root.rglob(".part-*"))
+        parts = [path for path in self.root.rglob(".part-*") if path.is_file()]
         for part in parts:
             part.unlink(missing_ok=True)
         return len(parts)
