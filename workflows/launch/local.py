@@ -46,7 +46,7 @@ class LocalJobs:
         command = [sys.executable, "-m", "workflows.launch.local", str(place / EXIT)]
         command += [sys.executable, "-m", "workflows", self.launch.stage, str(file), "--root", root]
         process = processes.spawn(command, os.environ, place, Path.cwd(), place / "log")
-        processes.private_write(place / "job.json", json.dumps([process.pid, process.create_time()]))
+        processes.private_write(place / "job.json", json.dumps([process.pid, processes.started(process)]))
         return True
 
     def status(self, name: str) -> Status:
