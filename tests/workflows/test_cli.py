@@ -51,7 +51,9 @@ def test_every_command_has_help() -> None:
     from workflows.cli import unic as group
 
     names = {"demo", "prepare", "distill", "evaluate", "report", "run", "pipeline", "teachers", "import", "export"}
-    assert set(group.commands) == names | {"stack", "doctor", "config", "launch", "logs", "cancel"}
+    assert set(group.commands) == names | {
+        *("stack", "doctor", "config", "launch", "logs", "cancel", "checkpoints", "compare", "datasets")
+    }
     for command in group.commands.values():
         assert command.help, command.name
         assert not command.get_short_help_str(60).endswith("..."), command.name

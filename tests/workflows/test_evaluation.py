@@ -1,0 +1,53 @@
+"""The evaluation of one data set with all models, on a local directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from unic_core.config import RunConfig, load_config
+from unic_core.data.prepare import prepare_dataset
+from unic_core.evals.results import ResultRow
+from unic_core.export import save_student
+from unic_core.storage import open_store
+from unic_core.student import Student
+from workflows.evaluation import evaluate_group
+
+PROBES = "[{dataset: digits}, {dataset: nowhere, train_on: digits, group: shift}]"
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    return load_config("smoke", [f"evaluation.probes={PROBES}", "datasets.0.limit={train: 200, test: 100}"])
+
+
+def test_a_broken_set_fails_alone_and_a_repeat_computes_only_what_is_missing(config: RunConfig, tmp_path: Path) -> None:
+    root, run = str(tmp_path / "root"), str(tmp_path / "run")
+    datasets = {d.name: prepare_dataset(d, root) for d in config.datasets}
+    save_student(Student(config.student), config, open_store(run).child("student"), [], license="MIT")
+
+    def evaluate() -> tuple[list[ResultRow], list[str]]:
+        lines: list[str] = []
+        return evaluate_group(config, root, "digits", datasets, run, lines.append), lines
+
+    rows, _ = evaluate()
+    good = [row for row in rows if row.dataset == "digits"]
+    names = ("student", "random student", "lite0")
+    assert {(row.model, row.protocol) for row in good} == {(m, p) for m in names for p in ("logreg", "knn")}
+    assert all(row.error is None for row in good)
+    broken = [row for row in rows if row.dataset == "nowhere"]
+    assert len(broken) == 6
+    assert all("not prepared" in (row.error or "") for row in broken)
+
+    again, lines = evaluate()
+    assert lines == [f"{name}: known from an earlier run" for name in names]
+    assert [row for row in again if row.dataset == "digits"] == good
+    for path in (tmp_path / "root" / "cache" / "rows").iterdir():
+        path.unlink()
+    assert len(list((tmp_path / "root" / "cache" / "features").rglob("*.npy"))) == 6  # three models, two splits
+    datasets = {"digits": datasets["digits"]}
+    for tar in (tmp_path / "root" / "datasets").rglob("*.tar"):
+        tar.unlink()  # images are not needed any more: only features are read
+    fresh, _ = evaluate()
+    assert [row.top1 for row in fresh if row.dataset == "digits"] == [row.top1 for row in good]
