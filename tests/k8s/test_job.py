@@ -142,7 +142,5 @@ def test_a_cluster_without_the_operator_is_told(services: None) -> None:
     unknown = replace(PYTORCHJOB, group="kubeflow.invalid")  # what a cluster without the operator answers
     with pytest.raises(UnicError, match="the cluster knows no PyTorchJob; install the Kubeflow training operator"):
         ClusterJobs(unknown, settings()).submit(small("nobody"), STORE)
-    with pytest.raises(
-        UnicError, match="there is no namespace nowhere; create it with: kubectl apply -k k8s/namespace"
-    ):
+    with pytest.raises(UnicError, match="there is no namespace nowhere; create it with: kubectl apply"):
         open_launcher(settings(namespace="nowhere")).submit(small("nobody"), STORE)
