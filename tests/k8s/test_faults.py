@@ -62,7 +62,9 @@ def undisturbed(services: None) -> str:
     launcher = open_launcher(settings())
     launcher.submit(longer("calm"), STORE)
     Watch(launcher, "calm").run()
-    return weights("calm")
+    found = weights("calm")
+    wipe("calm")
+    return found
 
 
 def delete_pod(name: str, grace_s: int) -> None:
