@@ -102,6 +102,8 @@ def session_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.S
 @pytest.fixture
 def stack(session_stack: stacks.Stack, clean_environment: pytest.MonkeyPatch) -> stacks.Stack:
     """The embedded stack, with the environment that clients need. Takes seconds to start: mark its tests slow."""
-    for key, value in session_stack.environment().items():
+    present = stacks.status(session_stack.directory)  # an earlier test may have killed a server and started it again
+    assert present is not None
+    for key, value in present.environment().items():
         clean_environment.setenv(key, value)
-    return session_stack
+    return present

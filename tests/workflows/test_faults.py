@@ -31,6 +31,7 @@ from unic_core.config import RunConfig, dump_config, load_config
 from unic_core.data.prepare import prepare_dataset
 from unic_core.errors import UnicError
 from unic_core.history import Record
+from unic_core.interrupt import Wish
 from unic_core.session import Surroundings, run_session
 from unic_core.storage import Store, open_store
 from workflows import stack as stacks
@@ -237,11 +238,11 @@ def test_a_frozen_process_is_given_up(
 def test_machines_come_and_go(
     digits: dict[str, str], tracked: str, tmp_path: Path, clean_environment: pytest.MonkeyPatch
 ) -> None:
-    """Elastic: two machines, then one, then two again."""
+    """Elastic: two machines, then one, then two again; stopped when that has been seen."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     clean_environment.setenv("RAY_ADDRESS", cluster.address)
     clean_environment.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
-    elastic = ["cluster.workers=2", "cluster.min_workers=1", "cluster.resize_s=3", f"training.steps={5 * STEPS}"]
+    elastic = ["cluster.workers=2", "cluster.min_workers=1", "cluster.resize_s=3", "training.steps=100000"]
     config = load_config("smoke", [*SETTINGS, *elastic])
     nodes, sizes = [add_node(cluster.address)], []
 
@@ -251,10 +252,13 @@ def test_machines_come_and_go(
             sizes.append(int(found[1]))
             if sizes == [2, 1]:
                 nodes.append(add_node(cluster.address))
+            elif sizes == [2, 1, 2]:
+                os.kill(os.getpid(), signal.SIGINT)
 
     try:
         run = Run(config, digits, str(tmp_path / "elastic"), tracked)
-        run.go(30, lambda: os.killpg(nodes[0].pid, signal.SIGKILL), heard)
+        with pytest.raises(KeyboardInterrupt):
+            run.go(30, lambda: os.killpg(nodes[0].pid, signal.SIGKILL), heard)
     finally:
         for node in nodes:
             with contextlib.suppress(ProcessLookupError):
@@ -262,7 +266,10 @@ def test_machines_come_and_go(
             node.wait(30)
         cluster.shutdown()
     assert sizes == [2, 1, 2]
-    run_session(config, digits, str(tmp_path / "straight"), torch.device("cpu"), Surroundings(lambda *_: None, str))
+    reached = list_checkpoints(open_store(str(tmp_path / "elastic")))[-1].step
+    steps_to_go = iter([Wish.NONE] * (reached - 1) + [Wish.STOP])
+    around = Surroundings(lambda *_: None, str, wish=lambda: next(steps_to_go))
+    assert run_session(config, digits, str(tmp_path / "straight"), torch.device("cpu"), around).step == reached
     straight = weights(open_store(str(tmp_path / "straight")))
     assert_close(open_store(str(tmp_path / "elastic")), straight)
 
