@@ -22,7 +22,7 @@ from unic_core.errors import UnicError
 from unic_core.history import Record
 from unic_core.storage import join, open_store
 from workflows.mailbox import Mailbox
-from workflows.storage import ray_filesystem, trust_endpoint
+from workflows.storage import ray_filesystem
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,6 @@ def run_distillation(
         emit: called in this process with the newest metrics.
         say: called in this process with lines for people.
     """
-    trust_endpoint()
     os.environ.update({key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()})
     from ray.train import ControllerError, WorkerGroupError
 

@@ -118,6 +118,7 @@ class Run:
             self.lines.append(line)
             heard(line)
 
+        open_store(self.arguments[2]).list()  # as every caller does: from now on the endpoint has answered
         run_distillation(*self.arguments, emit, say)
         assert not waiting, "the run ended before the fault"
         return self
