@@ -17,6 +17,7 @@ import click
 from unic_core import __version__
 from unic_core.errors import UnicError
 from workflows import console
+from workflows.commands import stages
 from workflows.commands.checkpoints import checkpoints
 from workflows.commands.compare import compare
 from workflows.commands.datasets import datasets
@@ -90,7 +91,7 @@ def prepare(config: RunConfig, root: str, workers: int | None) -> None:
 
     Does nothing where nothing changed; continues where it was interrupted.
     """
-    console.table(("data set", "uri"), list(_prepare(config, root, workers).items()))
+    console.table(("data set", "uri"), list(stages.prepare(config, root, workers).items()))
 
 
 @unic.command()
@@ -101,11 +102,8 @@ def distill(config: RunConfig, root: str) -> None:
     from workflows import steps
 
     steps.check(config)
-    datasets = _prepare(config, root)
-    with console.progress("steps") as progress:
-        metrics = console.training_progress(progress)
-        run = steps.distill(config, root, datasets, console.logger.info, metrics)
-    console.say(f"student: {run}/student")
+    datasets = stages.prepare(config, root)
+    console.say(f"student: {stages.distill(config, root, datasets)}/student")
 
 
 @unic.command()
@@ -121,7 +119,7 @@ def evaluate(config: RunConfig, root: str, probes: tuple[str, ...]) -> int:
     from workflows.components import choose_probes
 
     chosen = choose_probes(config, probes)
-    datasets, run = _prepare(config, root), steps.run_uri(config, root)
+    datasets, run = stages.prepare(config, root), steps.run_uri(config, root)
     rows = [r for probe in chosen for r in steps.evaluate(config, root, probe, datasets, run, console.logger.info)]
     return console.show_rows(rows)
 
@@ -140,13 +138,6 @@ def report(config: RunConfig, root: str) -> None:
     metrics = steps.report(config, run, console.say)
     console.table(("metric", "value"), sorted(metrics.items()))
     console.say(f"report: {run}/report/index.html")
-
-
-def _prepare(config: RunConfig, root: str, workers: int | None = None) -> dict[str, str]:
-    from workflows import steps
-
-    with console.progress("images") as progress:
-        return steps.prepare(config, root, progress, workers)
 
 
 @unic.group()

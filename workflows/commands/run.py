@@ -10,6 +10,7 @@ import click
 
 from unic_core.errors import OutageError
 from workflows import console
+from workflows.commands import stages
 from workflows.commands.options import root_option, with_config
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def run(config: RunConfig, root: str, until: str, patience: float) -> int:
         console.say(f"run {config.name} is complete, nothing to do: {where}")
         return 0
     steps.check(config)
-    datasets = attempt(lambda: _prepare(config, root))
-    attempt(lambda: _distill(config, root, datasets))
+    datasets = attempt(lambda: stages.prepare(config, root))
+    attempt(lambda: stages.distill(config, root, datasets))
     console.say(f"student: {where}/student")
     if until == "distill":
         return 0
@@ -74,21 +75,6 @@ def _patiently(stage: Callable[[], T], patience: float) -> T:
                 raise
             console.logger.info("%s; trying again", str(error).partition(";")[0])
             time.sleep(PAUSE_S)
-
-
-def _prepare(config: RunConfig, root: str) -> dict[str, str]:
-    from workflows import steps
-
-    with console.progress("images") as progress:
-        return steps.prepare(config, root, progress)
-
-
-def _distill(config: RunConfig, root: str, datasets: dict[str, str]) -> str:
-    from workflows import steps
-
-    with console.progress("steps") as progress:
-        metrics = console.training_progress(progress)
-        return steps.distill(config, root, datasets, console.logger.info, metrics)
 
 
 def _is_complete(config: RunConfig, run: str, until: str) -> bool:
