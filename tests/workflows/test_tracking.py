@@ -147,10 +147,11 @@ def test_status_of_an_exit(
 ) -> None:
     clean_environment.chdir(laptop)
     parent = tracking.parent_run(config)
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(type(error)), tracking.child_run(config, parent, "distill") as run:
         raise error
     assert client().get_run(run.run_id).info.status == status
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 STAGE = """
