@@ -32,8 +32,9 @@ test-fast: env
 	$(BIN)/python -m pytest -m "not slow"
 
 # Needs a kubeconfig that leads to a cluster with the images unic:0.1.0 and unic-dev:0.1.0; skips where there is none.
+TESTS ?= tests/k8s
 test-cluster: env
-	$(BIN)/python -m pytest -m cluster -rs
+	$(BIN)/python -m pytest -m cluster -rs $(TESTS)
 
 # Insecure settings in manifests and Dockerfile.
 scan: env

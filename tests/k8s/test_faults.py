@@ -6,7 +6,8 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -15,9 +16,10 @@ from unic_core.config import RunConfig
 from unic_core.storage import open_store
 from workflows.launch import Launcher, open_launcher
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
-STEPS, EVERY = 300, 25
+STEPS, EVERY = 900, 75
+CONTINUING = r"continuing at step ([\d,]+) of"
 
 
 def longer(name: str) -> RunConfig:
@@ -50,7 +52,7 @@ class Watch(threading.Thread):
 
     def finish(self) -> None:
         """Until the job has succeeded."""
-        self.join(600)
+        self.join(1000)
         assert not self.is_alive(), self.lines[-20:]
         assert self.status.phase == "succeeded", (self.status, self.lines[-40:])
 
@@ -115,9 +117,40 @@ def test_a_disturbed_run_ends_as_an_undisturbed_one(
     begin = time.monotonic()
     FAULTS[fault](fault)
     if not fault.endswith("away"):
-        until(lambda: watch.said(r"continuing at step ([\d,]+) of"), "training to go on", 600)
+        until(lambda: watch.said(CONTINUING), "training to go on", 600)
         print(f"{fault}: training again {time.monotonic() - begin:.0f} s after the pod was deleted")
     watch.finish()
     assert weights(fault) == undisturbed
-    resumed = [int(step.replace(",", "")) for step in watch.said(r"continuing at step ([\d,]+) of")]
+    resumed = [int(step.replace(",", "")) for step in watch.said(CONTINUING)]
     assert all(step >= known for step in resumed), (resumed, known)
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """No node takes new pods meanwhile."""
+    nodes = [node["metadata"]["name"] for node in get("nodes")["items"] if not node["spec"].get("unschedulable")]
+    kubectl("cordon", *nodes)
+    try:
+        yield
+    finally:
+        kubectl("uncordon", *nodes)
+
+
+def test_an_elastic_run_goes_on_with_one_pod_and_grows_back(launcher: Launcher, remove: Callable[[str], None]) -> None:
+    remove("elastic")
+    steps = ("training.steps=4000", f"training.checkpoint_every={EVERY}", "training.keep_last=60")
+    assert launcher.submit(small("elastic", *steps, "cluster.min_workers=1", "cluster.resize_s=5"), STORE)
+    watch = Watch(launcher, "elastic")
+    watch.start()
+    until(lambda: newest_checkpoint("elastic") >= 2 * EVERY, "two checkpoints", 600)
+    known = newest_checkpoint("elastic")
+    sizes = r"images a step in (\d) process"
+    with no_room():
+        delete_pod("elastic-worker-1", 0)
+        until(lambda: watch.said(sizes)[-1] == "1", "training to go on with one pod", 300)
+    until(lambda: watch.said(sizes)[-1] == "2", "training to grow back", 300)
+    watch.finish()
+    assert watch.said(sizes) == ["2", "1", "2"]
+    resumed = [int(step.replace(",", "")) for step in watch.said(CONTINUING)]
+    assert len(resumed) == 2
+    assert known <= resumed[0] < resumed[1]

@@ -138,6 +138,18 @@ def test_a_quota_is_named_with_its_numbers(services: None, remove: Callable[[str
         kubectl("-n", NAMESPACE, "delete", "resourcequota", "small")
 
 
+def test_an_operator_that_does_not_run_is_told(services: None, remove: Callable[[str], None]) -> None:
+    remove("idle")
+    operator = ["-n", "kubeflow", "scale", "deployment/training-operator"]
+    kubectl(*operator, "--replicas=0")
+    try:
+        with pytest.raises(UnicError, match="the operator's check validator.* see whether the operator runs"):
+            open_launcher(settings()).submit(small("idle"), STORE)
+    finally:
+        kubectl(*operator, "--replicas=1")
+        kubectl("-n", "kubeflow", "rollout", "status", "deployment/training-operator", "--timeout=120s")
+
+
 def test_a_cluster_without_the_operator_is_told(services: None) -> None:
     unknown = replace(PYTORCHJOB, group="kubeflow.invalid")  # what a cluster without the operator answers
     with pytest.raises(UnicError, match="the cluster knows no PyTorchJob; install the Kubeflow training operator"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,6 +59,11 @@ def explain(error: ApiException) -> str:
         return f"{message.partition('is forbidden: ')[2]}; ask for less, or have the quota raised"
     if error.status == 403:
         return f"{message}; ask for the role unic-launcher in this namespace (k8s/namespace/access.yaml)"
+    if webhook := re.search(r'failed calling webhook "([^"]+)"', message):
+        return (
+            f"the operator's check {webhook[1]} does not answer; see whether the operator runs, with "
+            "kubectl get pods -A (training-operator, kuberay-operator), and try again"
+        )
     return message
 
 
