@@ -143,7 +143,7 @@ def test_an_operator_that_does_not_run_is_told(services: None, remove: Callable[
     operator = ["-n", "kubeflow", "scale", "deployment/training-operator"]
     kubectl(*operator, "--replicas=0")
     try:
-        with pytest.raises(UnicError, match="the operator's check validator.* see whether the operator runs"):
+        with pytest.raises(UnicError, match=r"the operator's check validator.* see whether the operator runs"):
             open_launcher(settings()).submit(small("idle"), STORE)
     finally:
         kubectl(*operator, "--replicas=1")
