@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from unic_core.config import StudentConfig
 from unic_core.draw import Draw
 from unic_core.errors import UnicError
+from unic_core.teachers.hub import create_pretrained
 from unic_core.tokens import Tokens
 
 # What timm's constructors call our settings; the first name that a model takes is used.
@@ -254,7 +255,11 @@ def _known_arguments(model: str) -> frozenset[str]:
 def _create(config: StudentConfig, arguments: dict[str, Any], pretrained: bool = False) -> Any:
     """timm's model; what timm refuses becomes one sentence."""
     try:
-        return timm.create_model(config.model, pretrained=pretrained, **arguments)
+        return (
+            create_pretrained(config.model, **arguments) if pretrained else timm.create_model(config.model, **arguments)
+        )
+    except UnicError:
+        raise
     except Exception as error:  # timm, the hub and the file formats raise a dozen types here
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if pretrained:

@@ -18,7 +18,7 @@ from unic_core.precision import DTYPES
 from unic_core.projectors import Projectors, build_projectors
 from unic_core.standardize import Standardizer, build_standardizer
 from unic_core.student import Student
-from unic_core.teachers import Teacher, check_weights, load_teacher
+from unic_core.teachers import Teacher, check_hub, check_weights, load_teacher
 from unic_core.tokens import TOKEN_KINDS, Features, TokenKind
 
 
@@ -131,6 +131,8 @@ def check_models(config: RunConfig, cache: Path | None = None) -> None:
         token_weights(config.loss, teacher)
         check_weights(teacher, cache)
         targets[teacher.name] = dict.fromkeys(teacher.tokens, 1)
+    if config.student.pretrained:
+        check_hub(config.student.model)
     with torch.device("meta"):
         student = Student(config.student.model_copy(update={"pretrained": False}))
         build_projectors(config.projector, targets, student.width, student.depth, student.has_blocks)

@@ -8,17 +8,27 @@ from typing import TYPE_CHECKING, Any
 from unic_core.teachers.registry import REGISTRY, TeacherSpec, resolve, teacher_rows
 
 if TYPE_CHECKING:
-    from unic_core.teachers.loading import check_weights, load_teacher, mirror_teacher
+    from unic_core.teachers.hub import check_hub
+    from unic_core.teachers.loading import check_weights, load_teacher, mirror_hosted, mirror_teacher
     from unic_core.teachers.teacher import Teacher
 
-_HOMES = {"Teacher": "teacher", "check_weights": "loading", "load_teacher": "loading", "mirror_teacher": "loading"}
+_HOMES = {
+    "Teacher": "teacher",
+    "check_hub": "hub",
+    "check_weights": "loading",
+    "load_teacher": "loading",
+    "mirror_hosted": "loading",
+    "mirror_teacher": "loading",
+}
 
 __all__ = [
     "REGISTRY",
     "Teacher",
     "TeacherSpec",
+    "check_hub",
     "check_weights",
     "load_teacher",
+    "mirror_hosted",
     "mirror_teacher",
     "resolve",
     "teacher_rows",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from unic_core.errors import UnicError
 from unic_core.student import resize_position_embedding
 from unic_core.teachers.converters import check_fit, convert
 from unic_core.teachers.folding import fold_batch_norms
+from unic_core.teachers.hub import check_hub, create_pretrained, hosted
 from unic_core.teachers.registry import TeacherSpec, resolve
 from unic_core.teachers.teacher import Teacher
 from unic_core.teachers.weights import (
-    MIRROR,
     MIRRORED,
     fetch,
     mirrored_sha256,
@@ -68,8 +67,7 @@ def check_weights(config: TeacherConfig, cache: Path | None = None) -> None:
     """Is the teacher known, and its file there with the right checksum? UnicError if not. Nothing is built."""
     spec = resolve(config)
     if spec.source == "timm":
-        if os.environ.get(MIRROR):
-            fetch(_hosted(spec), None, cache)
+        check_hub(spec.model, cache)
     elif not spec.source.startswith("random://"):
         verify(fetch(spec.source, spec.sha256, cache), spec.sha256, spec.source)
 
@@ -84,35 +82,34 @@ def mirror_teacher(config: TeacherConfig, mirror: str, cache: Path | None = None
         UnicError: unknown teacher, or weights that can't be had.
     """
     spec = resolve(config)
-    source = _hosted(spec) if spec.source == "timm" else spec.source
-    if not source.startswith(MIRRORED):
+    if spec.source == "timm":
+        return mirror_hosted(spec.model, mirror, cache)
+    if not spec.source.startswith(MIRRORED):
         return "", False
-    known = mirrored_sha256(source, mirror)
+    known = mirrored_sha256(spec.source, mirror)
     if known is not None and known == (spec.sha256 or known):
         return known, False
-    if spec.source != "timm":
-        path = fetch(source, spec.sha256, cache)
-        verify(path, spec.sha256, source)
-        return put_into_mirror(path, source, mirror), True
+    path = fetch(spec.source, spec.sha256, cache)
+    verify(path, spec.sha256, spec.source)
+    return put_into_mirror(path, spec.source, mirror), True
+
+
+def mirror_hosted(model: str, mirror: str, cache: Path | None = None) -> tuple[str, bool]:
+    """The same for the weights that timm hosts for `model`, such as those that a student starts from."""
+    source = hosted(model)
+    known = mirrored_sha256(source, mirror)
+    if known is not None:
+        return known, False
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "weights.safetensors"
-        save_file(_download(spec, cache).state_dict(), path)
+        save_file(_from_timm(model, cache).state_dict(), path)
         return put_into_mirror(path, source, mirror), True
-
-
-def _hosted(spec: TeacherSpec) -> str:
-    """What the weights that timm hosts are called in a mirror."""
-    return f"timm://{spec.model}.safetensors"
 
 
 def _load_model(spec: TeacherSpec, cache: Path | None) -> tuple[Any, str]:
     """The model at its native resolution, and the checksum of its weights."""
     if spec.source == "timm":
-        if os.environ.get(MIRROR):
-            model = _create(spec)
-            model.load_state_dict(read_checkpoint(fetch(_hosted(spec), None, cache)))
-        else:
-            model = _download(spec, cache)
+        model = _from_timm(spec.model, cache, **spec.model_args)
         return model, tensors_sha256(model.state_dict())
     if spec.source.startswith("random://"):
         torch.manual_seed(_seed(spec.source))
@@ -130,13 +127,13 @@ def _create(spec: TeacherSpec, **kwargs: Any) -> Any:
     return timm.create_model(spec.model, num_classes=0, **spec.model_args, **kwargs)
 
 
-def _download(spec: TeacherSpec, cache: Path | None) -> Any:
+def _from_timm(model: str, cache: Path | None, **arguments: Any) -> Any:
     try:
-        return _create(spec, pretrained=True, cache_dir=cache)
+        return create_pretrained(model, cache, num_classes=0, **arguments)
     except (OSError, RuntimeError, ValueError) as error:  # the errors of huggingface_hub and urllib are OSErrors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnicError(
-            f"timm can't get the weights of {spec.model} ({reason}); check the network, or set `weights` to a file"
+            f"timm can't get the weights of {model} ({reason}); check the network, or set `weights` to a file"
         ) from None
 
 

@@ -25,16 +25,20 @@ def teachers(context: click.Context) -> None:
 @overrides_argument
 @click.option("--to", "mirror", required=True, metavar="URI", help="Where to, as in s3://bucket/teachers.")
 def mirror(config: str, overrides: tuple[str, ...], mirror: str) -> None:
-    """Copy the weights of CONFIG's teachers to a store.
+    """Copy the weights that CONFIG's run starts with to a store.
 
     Pods with UNIC_TEACHERS set to the same URI take them from there, checked by SHA-256, and need no access to any
-    hub. What is there already is left alone.
+    hub. What is there already is left alone. Besides the teachers' these are the student's, where it starts pretrained.
     """
     from unic_core.config import load_config
-    from unic_core.teachers import mirror_teacher
+    from unic_core.teachers import mirror_hosted, mirror_teacher
 
-    rows = []
-    for teacher in load_config(config, overrides).teachers:
-        sha256, is_new = mirror_teacher(teacher, mirror)
-        rows.append((teacher.name, sha256 or "needs none", "copied" if is_new else "was there" if sha256 else ""))
-    console.table(("teacher", "sha256", ""), rows)
+    run = load_config(config, overrides)
+    found = [(teacher.name, *mirror_teacher(teacher, mirror)) for teacher in run.teachers]
+    if run.student.pretrained:
+        found.append(("student", *mirror_hosted(run.student.model, mirror)))
+    rows = [
+        (name, sha256 or "needs none", "copied" if is_new else "was there" if sha256 else "")
+        for name, sha256, is_new in found
+    ]
+    console.table(("model", "sha256", ""), rows)
