@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.k8s.help import NAMESPACE, ROOT, address, kubectl, read_secret, settings, wipe
+from tests.k8s.disturb import Watch, longer, weights
+from tests.k8s.help import NAMESPACE, ROOT, STORE, address, kubectl, read_secret, settings, wipe
 from workflows.launch import Launcher, open_launcher
 
 
@@ -47,6 +48,18 @@ def services(cluster: None) -> Iterator[None]:
         patch.setenv("AWS_ACCESS_KEY_ID", "unic")
         patch.setenv("AWS_SECRET_ACCESS_KEY", read_secret("unic-s3", "AWS_SECRET_ACCESS_KEY"))
         yield
+
+
+@pytest.fixture(scope="session")
+def undisturbed(services: None) -> str:
+    """The weights that every run of `longer` must end with."""
+    wipe("calm")
+    launcher = open_launcher(settings())
+    launcher.submit(longer("calm"), STORE)
+    Watch(launcher, "calm").run()
+    found = weights("calm")
+    wipe("calm")
+    return found
 
 
 @pytest.fixture
