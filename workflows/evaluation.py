@@ -118,6 +118,7 @@ def _probe(
                         group=item.config.group,
                         sha256=subject.sha256,
                         dataset_fingerprint=item.test.fingerprint,
+                        test_split=item.config.test_split,
                         versions=versions(),
                         **asdict(score),
                     )

@@ -146,6 +146,7 @@ def evaluate(
 
 def report(config: RunConfig, run: str, say: Say = _quiet) -> dict[str, float]:
     """Compare the student with its teachers from the rows of all probes; writes and tracks the report."""
+    from unic_core.cost import read_cost
     from unic_core.evals.results import dump_rows
     from unic_core.report import build_report
     from workflows import tracking
@@ -156,7 +157,8 @@ def report(config: RunConfig, run: str, say: Say = _quiet) -> dict[str, float]:
         raise UnicError(f"{run} has no results yet; run `unic evaluate` first")
     parent = tracking.parent_run(config)
     address = tracking.run_url(parent)
-    result = build_report(rows, config, read_history(store), {"Run in MLflow": address} if address else {})
+    links = {"Run in MLflow": address} if address else {}
+    result = build_report(rows, config, read_history(store), links, read_cost(store))
     files = {
         "index.html": result.html.encode(),
         "report.md": result.markdown.encode(),
@@ -166,7 +168,7 @@ def report(config: RunConfig, run: str, say: Say = _quiet) -> dict[str, float]:
     }
     for name, data in files.items():
         store.put(f"report/{name}", data)
-    tracking.log_report(config, parent, files, result.metrics)
+    tracking.log_report(config, parent, files, result.metrics, result.tags)
     say(tracking.promote(config, parent))
     tracking.finish_parent(parent)
     return result.metrics

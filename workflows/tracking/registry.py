@@ -70,13 +70,19 @@ def log_student(
 
 
 def log_report(
-    config: RunConfig, parent_id: str, files: Mapping[str, bytes | Path], metrics: Mapping[str, float]
+    config: RunConfig,
+    parent_id: str,
+    files: Mapping[str, bytes | Path],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str] | None = None,
 ) -> None:
     """Store the report below `report/` of the parent run, and its scores there and with the run's student."""
     with sentences():
         candidate = _newest(config.tracking.registered_model, parent_id)
         _log_scores(parent_id, metrics, candidate.tags["unic.model_id"] if candidate else None)
-    Run(parent_id).log_artifacts({f"report/{name}": content for name, content in files.items()})
+    run = Run(parent_id)
+    run.set_tags(tags or {})
+    run.log_artifacts({f"report/{name}": content for name, content in files.items()})
 
 
 def promote(config: RunConfig, parent_id: str) -> str:
