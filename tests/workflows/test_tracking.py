@@ -260,7 +260,8 @@ def test_only_a_better_student_becomes_champion(place: str, config: RunConfig, t
         metrics = {f"probe/{key}/top1": value for key, value in scores.items()}
         metrics["probe/mean_top1"] = sum(scores.values()) / len(scores)
         metrics["probe/mean_top1_error"] = 0.01
-        tracking.log_report(one, parent, {"index.html": b"<html>"}, metrics)
+        tracking.log_report(one, parent, {"index.html": b"<html>"}, metrics, {"winner.x": "student"})
+        assert client().get_run(parent).data.tags["winner.x"] == "student"
         assert {m.key for m in client().get_logged_model(student.model_id).metrics} == set(metrics)
         assert [f.path for f in client().list_artifacts(parent, "report")] == ["report/index.html"]
         return student.version, tracking.promote(one, parent)

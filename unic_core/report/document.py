@@ -69,13 +69,13 @@ def _duels(table: Table, student: Model) -> list[Section]:
     teachers = [model for model in table.models if model.role == "teacher"]
     if not teachers:
         return []
-    transfer = [dataset for dataset in table.datasets if dataset.group == "transfer"]
+    pairs = [duels.Pair(f"against {teacher.name}", student, teacher) for teacher in teachers]
     caption = (
         "The student minus each teacher, linear probe, in points with the 95 % interval of the difference; colored "
         "where it leaves out 0. The winner has the highest top-1 of all models; even are those whose difference from "
-        f"it may be chance. {duels.how_compared(table, student, teachers)}"
+        f"it may be chance. {duels.how_compared(table, pairs)}"
     )
-    grid = duels.against_each(table, student, teachers, transfer)
+    grid = duels.duel_grid(table, pairs, [dataset for dataset in table.datasets if dataset.group == "transfer"])
     return [Section("Student against each teacher", grid, caption, "results")]
 
 

@@ -18,6 +18,14 @@ class Winner(NamedTuple):
     even: tuple[Model, ...]
 
 
+class Pair(NamedTuple):
+    """A column of differences: `one` minus `other`."""
+
+    title: str
+    one: Model
+    other: Model
+
+
 class Tally(NamedTuple):
     """On how many data sets a model is better than another, even, and worse, beyond the 95 % interval."""
 
@@ -73,27 +81,29 @@ def against_best(table: Table, student: Model) -> Mapping[Dataset, Difference]:
     return found
 
 
-def against_each(table: Table, one: Model, others: Sequence[Model], mean_over: Sequence[Dataset]) -> Grid:
-    """Lines: data sets, then the mean over `mean_over`, then how often. Columns: the winner, each opponent."""
-    lines = [[Cell(d.name), _winner_cell(table, d), *_duel_cells(table, one, others, d)] for d in table.datasets]
+def duel_grid(table: Table, pairs: Sequence[Pair], mean_over: Sequence[Dataset]) -> Grid:
+    """Lines: data sets, the mean over `mean_over`, and how often. Columns: the winner, then the pairs."""
+    lines = [[Cell(d.name), _winner_cell(table, d), *(_duel_cell(table, p, d) for p in pairs)] for d in table.datasets]
+    empty = Cell("", "", "mean")
     if mean_over:
-        means = [difference_cell(mean_duel(table, one, other, mean_over)) for other in others]
-        over = count(len(mean_over), "transfer set")
-        lines.append([Cell("Mean", f"over {over}", "mean"), Cell("", "", "mean"), *map(as_mean, means)])
+        means = [difference_cell(mean_duel(table, pair.one, pair.other, mean_over)) for pair in pairs]
+        name = Cell("Mean", f"over {count(len(mean_over), 'transfer set')}", "mean")
+        lines.append([name, empty, *map(as_mean, means)])
     tallies = []
-    for other in others:
-        found = [d.verdict for dataset in table.datasets if (d := duel(table, one, other, dataset)) is not None]
-        won = tally(found)
+    for pair in pairs:
+        found = [duel(table, pair.one, pair.other, dataset) for dataset in table.datasets]
+        won = tally([d.verdict for d in found if d is not None])
         tallies.append(Cell(f"{won.better} / {won.even} / {won.worse}", "", "mean"))
-    lines.append([Cell("Better / even / worse", "", "mean"), Cell("", "", "mean"), *tallies])
-    return Grid(["Data set", "Winner", *(f"against {other.name}" for other in others)], lines)
+    lines.append([Cell("Better / even / worse", "", "mean"), empty, *tallies])
+    return Grid(["Data set", "Winner", *(pair.title for pair in pairs)], lines)
 
 
-def how_compared(table: Table, one: Model, others: Sequence[Model]) -> str:
+def how_compared(table: Table, pairs: Sequence[Pair]) -> str:
     """A sentence on where the intervals come from."""
-    duels = [d for o in others for dataset in table.datasets if (d := duel(table, one, o, dataset)) is not None]
-    paired = sum(d.paired for d in duels)
-    if paired == len(duels):
+    every = [(pair.one, pair.other, dataset) for pair in pairs for dataset in table.datasets]
+    found = [d for one, other, dataset in every if (d := duel(table, one, other, dataset)) is not None]
+    paired = sum(d.paired for d in found)
+    if paired == len(found):
         return "Intervals are paired: both models saw the same test images, which are resampled together."
     apart = (
         "both intervals are combined as if the models had seen different images, which makes them too wide rather than "
@@ -101,7 +111,7 @@ def how_compared(table: Table, one: Model, others: Sequence[Model]) -> str:
     )
     if paired == 0:
         return f"Intervals are not paired, because these results lack their hits image by image: {apart}"
-    some = f"{paired} of {count(len(duels), 'interval')} are paired (same test images, resampled together)"
+    some = f"{paired} of {count(len(found), 'interval')} are paired (same test images, resampled together)"
     return f"{some}; for the others {apart}"
 
 
@@ -115,10 +125,7 @@ def _winner_cell(table: Table, dataset: Dataset) -> Cell:
     return Cell(found.best.name, f"{percent(found.top1)}{even}")
 
 
-def _duel_cells(table: Table, one: Model, others: Sequence[Model], dataset: Dataset) -> list[Cell]:
-    cells = []
-    for other in others:
-        own, theirs = table.row(one, dataset), table.row(other, dataset)
-        apart = own is not None and theirs is not None and other_images(own, theirs)
-        cells.append(difference_cell(duel(table, one, other, dataset), "different images" if apart else ""))
-    return cells
+def _duel_cell(table: Table, pair: Pair, dataset: Dataset) -> Cell:
+    own, theirs = table.row(pair.one, dataset), table.row(pair.other, dataset)
+    apart = own is not None and theirs is not None and other_images(own, theirs)
+    return difference_cell(duel(table, pair.one, pair.other, dataset), "different images" if apart else "")

@@ -79,6 +79,13 @@ def draw(summary: Summary, history: Sequence[Mapping[str, Any]]) -> dict[str, by
     return {name: _png(figure) for name, figure in pngs.items() if figure is not None}
 
 
+def draw_table(table: Table) -> dict[str, bytes]:
+    """The pictures of a table without a student that stands out: accuracies, and a radar where there are three sets."""
+    with mpl.rc_context(_STYLE):
+        found = {"accuracy.png": _accuracy(table), "radar.png": _radar(table)}
+        return {name: _png(figure) for name, figure in found.items() if figure is not None}
+
+
 def _png(figure: Figure) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=160, facecolor="white", metadata={"Software": None})
@@ -88,13 +95,15 @@ def _png(figure: Figure) -> bytes:
 def _look(models: Sequence[Model]) -> dict[Model, tuple[str, str]]:
     """Color and marker of every model."""
     look = {}
-    teachers = 0
+    others = 0
     for model in models:
-        if model.role == "teacher":
-            look[model] = (_TEACHERS[teachers % len(_TEACHERS)], _MARKERS[teachers % len(_MARKERS)])
-            teachers += 1
+        if model.role == "random":
+            look[model] = (_RANDOM, "x")
+        elif model.role == "student" and not look:
+            look[model] = (_STUDENT, "o")
         else:
-            look[model] = (_STUDENT, "o") if model.role == "student" else (_RANDOM, "x")
+            look[model] = (_TEACHERS[others % len(_TEACHERS)], _MARKERS[others % len(_MARKERS)])
+            others += 1
     return look
 
 
@@ -162,7 +171,7 @@ def _accuracy(table: Table) -> Figure | None:
             xerr=[below, above],
             fmt=marker,
             color=color,
-            markersize=7 if model.role == "student" else 5.5,
+            markersize=7 if model == table.models[0] else 5.5,
             elinewidth=1.6,
             label=model.name,
         )
@@ -194,7 +203,7 @@ def _radar(table: Table) -> Figure | None:
     for model, (color, marker) in _look(models).items():
         values = shares[model]
         closed = [*values, values[0]]
-        student = model.role == "student"
+        student = model == models[0]
         axes.plot(
             [*angles, angles[0]],
             closed,
