@@ -11,6 +11,7 @@ tests all call these; nothing else does the work.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import tempfile
@@ -21,12 +22,14 @@ from typing import TYPE_CHECKING
 
 from unic_core import lease
 from unic_core.config import RunConfig, dump_config
-from unic_core.errors import UnicError
+from unic_core.errors import OutageError, UnicError
 from unic_core.history import Record, read_history
 from unic_core.storage import Store, join, open_store
 
 if TYPE_CHECKING:  # `unic demo` and `unic pipeline run` only start these stages: they stay light
     from unic_core.evals.results import ResultRow
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int | None], None]
 Say = Callable[[str], None]
@@ -44,11 +47,26 @@ def run_uri(config: RunConfig, root: str) -> str:
 def prepare(config: RunConfig, root: str, progress: Progress = _quiet, workers: int | None = None) -> dict[str, str]:
     """Make every data set of `config.datasets` below `root`; returns their URIs by name. A repeat does nothing.
 
-    `workers` processes do it, by default one per processor.
+    `workers` processes do it, by default one per processor. A set that training does not need may fail: it is left
+    out with a warning, `evaluate` tries it again, and its probes say what is wrong with it.
     """
     from unic_core.data.prepare import prepare_dataset
 
-    return {d.name: prepare_dataset(d, root, partial(progress, d.name), workers) for d in config.datasets}
+    needed = {mix.dataset for mix in config.data.train}
+    if config.evaluation.knn_every is not None:
+        first = config.evaluation.probes[0]
+        needed |= {first.dataset, first.train_on or first.dataset}
+    uris = {}
+    for dataset in config.datasets:
+        try:
+            uris[dataset.name] = prepare_dataset(dataset, root, partial(progress, dataset.name), workers)
+        except OutageError:
+            raise
+        except UnicError as error:
+            if dataset.name in needed:
+                raise
+            log.warning("data set %s cannot be prepared, its probes will fail: %s", dataset.name, error)
+    return uris
 
 
 def check(config: RunConfig) -> None:
