@@ -5,6 +5,7 @@ Nothing is computed: forward passes run on the meta device, with shapes only. On
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,8 +16,10 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from unic_core.projectors import Projectors
+from unic_core.storage import Store
 from unic_core.student import Student
 
+_FILE = "cost.json"
 _TRAINED = 3  # forward plus backward of a trained part: gradients of the weights and of the inputs cost a forward each
 
 
@@ -84,6 +87,19 @@ def render_cost(rows: Sequence[CostRow]) -> str:
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
         for line in lines
     )
+
+
+def store_cost(rows: Sequence[CostRow], store: Store) -> None:
+    """Keep the rows beside a run's checkpoints, for its report."""
+    store.put(_FILE, json.dumps([row._asdict() for row in rows], indent=1).encode())
+
+
+def read_cost(store: Store) -> list[CostRow]:
+    """The rows that `store_cost` kept; empty for a run without them."""
+    try:
+        return [CostRow(**row) for row in json.loads(store.get(_FILE))]
+    except FileNotFoundError:
+        return []
 
 
 def _row(part: str, modules: Sequence[nn.Module], flops: int, passes: int) -> CostRow:

@@ -22,7 +22,7 @@ from unic_core.checkpoint import (
     restore,
 )
 from unic_core.config import RunConfig
-from unic_core.cost import cost_table, render_cost
+from unic_core.cost import cost_table, render_cost, store_cost
 from unic_core.data.augment import DeviceAugment
 from unic_core.data.dataset import ShardedDataset
 from unic_core.data.loader import TrainLoader, eval_batches
@@ -105,7 +105,9 @@ def run_session(
         scaler.load_state_dict(loaded.state["scaler"])
         state = TrainState(loaded.state["step"])
     elif rank() == 0:
-        around.say(render_cost(cost_table(model.student, model.projectors, {t.name: t for t in task.teachers})))
+        cost = cost_table(model.student, model.projectors, {t.name: t for t in task.teachers})
+        around.say(render_cost(cost))
+        store_cost(cost, store)
 
     loader = TrainLoader(sets, config.data, config.student.image_size, config.seed, config.training.batch,
                          config.training.accumulate, rank(), world_size(), state.step)  # fmt: skip

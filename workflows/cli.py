@@ -86,12 +86,15 @@ def demo(quick: bool, directory: Path) -> None:
 @with_config
 @root_option
 @click.option("--workers", type=click.IntRange(1), help="Processes; one per processor unless given.")
-def prepare(config: RunConfig, root: str, workers: int | None) -> None:
+def prepare(config: RunConfig, root: str, workers: int | None) -> int:
     """Make the data sets of CONFIG.
 
-    Does nothing where nothing changed; continues where it was interrupted.
+    Does nothing where nothing changed; continues where it was interrupted. Exit code 1 when sets that only probes need
+    could not be made; they are named.
     """
-    console.table(("data set", "uri"), list(stages.prepare(config, root, workers).items()))
+    found = stages.prepare(config, root, workers)
+    console.table(("data set", "uri"), list(found.items()))
+    return 0 if len(found) == len(config.datasets) else 1
 
 
 @unic.command()
@@ -127,10 +130,11 @@ def evaluate(config: RunConfig, root: str, probes: tuple[str, ...]) -> int:
 @unic.command()
 @with_config
 @root_option
-def report(config: RunConfig, root: str) -> None:
+def report(config: RunConfig, root: str) -> int:
     """Compare the student with its teachers.
 
-    Writes HTML, Markdown, pictures and CSV into the run.
+    Writes HTML, Markdown, pictures, CSV and JSON into the run. Exit code 1 when some results are missing; it names
+    them.
     """
     from workflows import steps
 
@@ -138,6 +142,7 @@ def report(config: RunConfig, root: str) -> None:
     metrics = steps.report(config, run, console.say)
     console.table(("metric", "value"), sorted(metrics.items()))
     console.say(f"report: {run}/report/index.html")
+    return 1 if metrics["probe/failed"] else 0
 
 
 @unic.group()

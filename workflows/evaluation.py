@@ -16,6 +16,7 @@ import torch
 from unic_core.config import ProbeConfig, RunConfig, TeacherConfig
 from unic_core.data.dataset import ShardedDataset, default_cache
 from unic_core.data.loader import eval_batches
+from unic_core.data.prepare import prepare_dataset
 from unic_core.errors import UnicError
 from unic_core.evals.features import FeatureModel, FeatureSet
 from unic_core.evals.probe import fit_probe
@@ -62,17 +63,17 @@ def evaluate_group(
     """
     probes = [probe for probe in config.evaluation.probes if (probe.train_on or probe.dataset) == group]
     rows: list[ResultRow] = []
+    subjects = list(_subjects(config, run))
     try:
-        train = _open(config, datasets, group, probes[0].train_split)
-        subjects = _subjects(config, run)
+        train = _open(config, _with(config, root, datasets, group), group, probes[0].train_split)
     except Exception as error:
         log.exception("%s cannot be probed", group)
-        return [row for probe in probes for row in _failed(config.name, "student", "", probe, error)]
+        return [row for name, role, _ in subjects for probe in probes for row in _failed(name, role, "", probe, error)]
     for name, role, load in subjects:
         sets: list[ProbeSet] = []
         for probe in probes:
             try:
-                test = _open(config, datasets, probe.dataset, probe.test_split)
+                test = _open(config, _with(config, root, datasets, probe.dataset), probe.dataset, probe.test_split)
                 sets.append(ProbeSet(probe, test, probes[0].classifier))
             except UnicError as error:
                 rows += _failed(name, role, "", probe, error)
@@ -118,6 +119,7 @@ def _probe(
                         group=item.config.group,
                         sha256=subject.sha256,
                         dataset_fingerprint=item.test.fingerprint,
+                        test_split=item.config.test_split,
                         versions=versions(),
                         **asdict(score),
                     )
@@ -191,6 +193,14 @@ def _cached(cache: Store, key: str) -> list[ResultRow] | None:
         return load_rows(cache.get(key), f"{cache.uri}/{key}")
     except FileNotFoundError:
         return None
+
+
+def _with(config: RunConfig, root: str, datasets: dict[str, str], name: str) -> dict[str, str]:
+    """`datasets` and the set `name`, which is prepared now where that failed before; UnicError says why it fails."""
+    known = next((dataset for dataset in config.datasets if dataset.name == name), None)
+    if name in datasets or known is None:
+        return datasets
+    return {**datasets, name: prepare_dataset(known, root)}
 
 
 def _open(config: RunConfig, datasets: dict[str, str], name: str, split: str) -> ShardedDataset:

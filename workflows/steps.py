@@ -11,6 +11,7 @@ tests all call these; nothing else does the work.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import tempfile
@@ -21,12 +22,14 @@ from typing import TYPE_CHECKING
 
 from unic_core import lease
 from unic_core.config import RunConfig, dump_config
-from unic_core.errors import UnicError
+from unic_core.errors import OutageError, UnicError
 from unic_core.history import Record, read_history
 from unic_core.storage import Store, join, open_store
 
 if TYPE_CHECKING:  # `unic demo` and `unic pipeline run` only start these stages: they stay light
     from unic_core.evals.results import ResultRow
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int | None], None]
 Say = Callable[[str], None]
@@ -44,11 +47,26 @@ def run_uri(config: RunConfig, root: str) -> str:
 def prepare(config: RunConfig, root: str, progress: Progress = _quiet, workers: int | None = None) -> dict[str, str]:
     """Make every data set of `config.datasets` below `root`; returns their URIs by name. A repeat does nothing.
 
-    `workers` processes do it, by default one per processor.
+    `workers` processes do it, by default one per processor. A set that training does not need may fail: it is left
+    out with a warning, `evaluate` tries it again, and its probes say what is wrong with it.
     """
     from unic_core.data.prepare import prepare_dataset
 
-    return {d.name: prepare_dataset(d, root, partial(progress, d.name), workers) for d in config.datasets}
+    needed = {mix.dataset for mix in config.data.train}
+    if config.evaluation.knn_every is not None:
+        first = config.evaluation.probes[0]
+        needed |= {first.dataset, first.train_on or first.dataset}
+    uris = {}
+    for dataset in config.datasets:
+        try:
+            uris[dataset.name] = prepare_dataset(dataset, root, partial(progress, dataset.name), workers)
+        except OutageError:
+            raise
+        except UnicError as error:
+            if dataset.name in needed:
+                raise
+            log.warning("data set %s cannot be prepared, its probes will fail: %s", dataset.name, error)
+    return uris
 
 
 def check(config: RunConfig) -> None:
@@ -146,6 +164,7 @@ def evaluate(
 
 def report(config: RunConfig, run: str, say: Say = _quiet) -> dict[str, float]:
     """Compare the student with its teachers from the rows of all probes; writes and tracks the report."""
+    from unic_core.cost import read_cost
     from unic_core.evals.results import dump_rows
     from unic_core.report import build_report
     from workflows import tracking
@@ -156,7 +175,8 @@ def report(config: RunConfig, run: str, say: Say = _quiet) -> dict[str, float]:
         raise UnicError(f"{run} has no results yet; run `unic evaluate` first")
     parent = tracking.parent_run(config)
     address = tracking.run_url(parent)
-    result = build_report(rows, config, read_history(store), {"Run in MLflow": address} if address else {})
+    links = {"Run in MLflow": address} if address else {}
+    result = build_report(rows, config, read_history(store), links, read_cost(store))
     files = {
         "index.html": result.html.encode(),
         "report.md": result.markdown.encode(),
@@ -166,7 +186,7 @@ def report(config: RunConfig, run: str, say: Say = _quiet) -> dict[str, float]:
     }
     for name, data in files.items():
         store.put(f"report/{name}", data)
-    tracking.log_report(config, parent, files, result.metrics)
+    tracking.log_report(config, parent, files, result.metrics, result.tags)
     say(tracking.promote(config, parent))
     tracking.finish_parent(parent)
     return result.metrics

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 from torch import nn
 
 from unic_core.config import LadderConfig, MLPConfig, StudentConfig, TransformerConfig
-from unic_core.cost import cost_table, render_cost
+from unic_core.cost import CostRow, cost_table, read_cost, render_cost, store_cost
 from unic_core.projectors import build_projectors
+from unic_core.storage import LocalStore
 from unic_core.student import Student
 from unic_core.tokens import TokenKind
 
@@ -88,3 +91,11 @@ def test_the_table_is_aligned_plain_text(student: Student) -> None:
     assert len({len(line) for line in lines}) == 1
     assert lines[-1].startswith("training step")
     assert lines[-1].endswith("100.0%")
+
+
+def test_rows_are_kept_beside_the_run(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    assert read_cost(store) == []
+    rows = [CostRow("student", 5, 4, 1.5, 4.5), CostRow("training step", 5, 4, 1.5, 4.5)]
+    store_cost(rows, store)
+    assert read_cost(store) == rows

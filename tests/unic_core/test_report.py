@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unic_core.config import EvaluationConfig, ProbeConfig, RunConfig, TeacherConfig, load_config
+from unic_core.cost import CostRow
 from unic_core.errors import UnicError
+from unic_core.evals.difference import pack_hits
 from unic_core.evals.results import Group, Protocol, ResultRow, Role
 from unic_core.report import Report, build_report
 from unic_core.report.summary import summarize
@@ -111,7 +114,7 @@ def test_headline_and_means(complete: Report) -> None:
         assert "The student is at or above the best teacher on 1 of 3 data sets." in form
         assert "Mean top-1 over 2 transfer sets: student 80.0, lite0 75.5, lite2 72.5, random student 25.0." in form
         assert "Mean top-1 over 1 shift set: student 40.0" in form
-    assert "On 1 data set where the student is below, the best teacher lies inside" in text  # fashion
+    assert "better than the best teacher on 1, worse on 1; 1 may be chance." in text  # digits, blur; fashion
     assert "missing or failed" not in text
 
 
@@ -131,6 +134,72 @@ def test_metrics_of_the_student(complete: Report) -> None:
     variance = sum(p * (1 - p) / 1234 for p in transfer) / len(transfer) ** 2
     assert metrics["probe/mean_top1_error"] == pytest.approx(math.sqrt(variance))
     assert metrics["probe/failed"] == 0
+
+
+def test_every_teacher_is_an_opponent_and_winners_are_named(complete: Report) -> None:
+    table = complete.markdown.split("## Student against each teacher")[1].split("##")[0]
+    lines = {line.split("|")[1].strip(): " ".join(line.split()) for line in table.splitlines() if line.startswith("|")}
+    half = 2 * math.sqrt(2)  # both intervals are 2 points wide to each side
+    plus = f"(+{10 - half:.1f} to +{10 + half:.1f})"
+    assert lines["digits"] == f"| digits | student (90.0) | +10.0 {plus} | +5.0 (+{5 - half:.1f} to +{5 + half:.1f}) |"
+    assert lines["fashion"].startswith("| fashion | lite0 (71.0; even: student) | −1.0 (−3.8 to +1.8) | +10.0")  # noqa: RUF001
+    assert lines["Better / even / worse"] == "| Better / even / worse | | 1 / 1 / 1 | 2 / 0 / 1 |"
+    assert "Intervals are not paired" in table
+    assert complete.tags == {
+        "winner.digits": "student", "winner.fashion": "lite0 (even: student)", "winner.blur": "lite0",
+    }  # fmt: skip
+    assert {name: complete.metrics[f"wins/{name}"] for name in ("better", "even", "worse")} == {
+        "better": 1, "even": 1, "worse": 1,
+    }  # fmt: skip
+    assert complete.metrics["relative_low/digits"] == pytest.approx(0.05 - half / 100)
+    assert complete.metrics["relative/mean"] == pytest.approx((0.05 - 0.01) / 2)
+    assert complete.metrics["models/lite2/mean_top1"] == pytest.approx((0.85 + 0.60) / 2)
+    assert complete.metrics["models/random-student/blur/top1"] == 0.25
+
+
+def test_rows_that_know_their_hits_are_compared_image_by_image() -> None:
+    rows = []
+    for r in measured():
+        hits = torch.arange(1000) < round(1000 * (r.top1 or 0))  # the better one is right wherever the other one is
+        about = {"n_test": 1000, "dataset_fingerprint": r.dataset, "test_split": "test", "hits": pack_hits(hits)}
+        rows.append(r.model_copy(update=about))
+    report = build_report(rows, CONFIG)
+    assert "Intervals are paired" in report.markdown
+    assert report.tags["winner.fashion"] == "lite0"  # ten images that only lite0 has right are not chance
+    assert report.metrics["relative_high/fashion"] < 0
+    elsewhere = [r.model_copy(update={"dataset_fingerprint": "x"}) if r.model == "lite0" else r for r in rows]
+    report = build_report(elsewhere, CONFIG)
+    assert "different images" in report.markdown
+    assert "winner.fashion" not in report.tags
+
+
+def test_cost_is_told_where_it_is_known() -> None:
+    rows = [r.model_copy(update={"seconds": 0.5 if r.protocol == "logreg" else 0.25}) for r in measured()]
+    history = [{"step": 10, "images_per_s": 100.0, "loss": 1.0}, {"step": 30, "images_per_s": 400.0, "loss": 0.5}]
+    parts = [
+        CostRow("student", 5_000_000, 5_000_000, 1.0, 3.0),
+        CostRow("projectors: cls", 1_000_000, 1_000_000, 0.5, 1.5),
+        CostRow("teacher: lite0", 9_000_000, 0, 2.5, 2.5),
+        CostRow("training step", 15_000_000, 6_000_000, 4.0, 7.0),
+    ]
+    report = build_report(rows, CONFIG, history, cost=parts)
+    batch = CONFIG.training.batch
+    assert report.metrics["cost/training_hours"] == pytest.approx((10 * batch / 100 + 20 * batch / 400) / 3600)
+    assert report.metrics["cost/images_per_s"] == 250
+    assert report.metrics["cost/student_parameters"] == 5e6
+    assert report.metrics["cost/step_gflops"] == 7
+    assert report.metrics["cost/probe_seconds"] == pytest.approx(12 * 0.75)
+    for words in ("lite0 (teacher) | 9.0 M | 2.50 (2.50", "All teachers together take 2.50 GFLOPs", "250 images/s"):
+        assert words in report.markdown
+    assert "| digits | 0.8 (0.5 + 0.2)" in report.markdown
+    unknown = build_report(list(measured()), CONFIG)
+    assert not [name for name in unknown.metrics if name.startswith("cost/")]
+    assert "Cost of" not in unknown.markdown
+
+
+def test_scores_during_training_are_drawn() -> None:
+    history = [*HISTORY, *({"step": s, "knn/top1_k10": 0.1 * s, "knn/top1_k20": 0.05 * s} for s in (2, 4))]
+    assert "knn.png" in build_report(list(measured()), CONFIG, history).pngs
 
 
 def test_page_fetches_nothing_and_shows_every_picture(complete: Report) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from unic_core.config import EvaluationConfig
 from unic_core.errors import UnicError
 from unic_core.evals.bootstrap import bootstrap_accuracy
+from unic_core.evals.difference import pack_hits
 from unic_core.evals.features import FeatureSet
 from unic_core.evals.knn import classify_knn
 from unic_core.evals.logreg import fit_logreg
@@ -37,6 +38,7 @@ class ProbeScore:
     n_test: int
     hyper: dict[str, float]
     seconds: float
+    hits: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class FittedProbe:
             n_test=len(test),
             hyper=hyper,
             seconds=seconds,
+            hits=pack_hits(correct),
         )
 
 

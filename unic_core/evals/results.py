@@ -39,6 +39,8 @@ class ResultRow(BaseModel):
     seconds: float = Field(0.0, ge=0, description="for classifier and scoring, without the features")
     sha256: str = Field("", description="of the model's weights")
     dataset_fingerprint: str = ""
+    test_split: str = ""
+    hits: str = Field("", description="which test images were right, see unic_core.evals.difference")
     versions: dict[str, str] = {}
     error: str | None = None
 

@@ -10,27 +10,35 @@ from dataclasses import dataclass
 from typing import Any
 
 from unic_core.config import RunConfig
+from unic_core.cost import CostRow
 from unic_core.evals.results import ResultRow
 from unic_core.report import html, markdown, plots
+from unic_core.report.cost import cost_metrics
 from unic_core.report.document import build_document
-from unic_core.report.summary import Summary, summarize
+from unic_core.report.numbers import metrics_of, winners_of
+from unic_core.report.summary import summarize
 
-__all__ = ["Report", "build_report"]
+__all__ = ["Report", "build_report", "rows_as_csv"]
 
-_COLUMNS = [name for name in ResultRow.model_fields if name != "versions"]
+_COLUMNS = [name for name in ResultRow.model_fields if name not in {"versions", "hits"}]
 
 
 @dataclass(frozen=True)
 class Report:
     """One report in every form. `html` needs no other file; `markdown` shows the pictures that lie beside it.
 
-    `pngs` holds them by file name. `metrics` are the student's scores, shares in [0, 1]:
+    `pngs` holds them by file name, `tags` the winner of every data set as `winner.<dataset>`. `metrics` are shares in
+    [0, 1], of the student and by the linear probe where nothing else is said:
 
-    - `probe/<dataset>/top1` (and `<dataset>/top1`, the same): logistic regression; `knn/<dataset>/top1`: kNN
-    - `relative/<dataset>`: top-1 minus that of the best teacher, logistic regression
+    - `probe/<dataset>/top1` (and `<dataset>/top1`, the same); `knn/<dataset>/top1`: kNN
     - `probe/mean_top1`, `probe/mean_top1_shift`: means over transfer and over shift sets; absent if one of them
       has no result of the student
     - `probe/mean_top1_error`: standard error of `probe/mean_top1`; `probe/mean_log_odds`: mean of log(p / (1 - p))
+    - `relative/<dataset>`: minus the best teacher, with the ends of its interval, `relative_low/<dataset>` and
+      `relative_high/<dataset>`; `<dataset>` is `mean` for the mean over the transfer sets
+    - `wins/better`, `wins/even`, `wins/worse`: on how many data sets beyond the interval, against the best teacher
+    - `models/<model>/<dataset>/top1`, `models/<model>/mean_top1`, `models/<model>/mean_log_odds`: every model
+    - `cost/...`: see `unic_core.report.cost.cost_metrics`
     - `probe/failed`: number of results that are missing, of all models and protocols
     """
 
@@ -39,6 +47,7 @@ class Report:
     pngs: dict[str, bytes]
     csv: str
     metrics: dict[str, float]
+    tags: dict[str, str]
 
 
 def build_report(
@@ -46,6 +55,7 @@ def build_report(
     config: RunConfig,
     history: Sequence[Mapping[str, Any]] = (),
     links: Mapping[str, str] | None = None,
+    cost: Sequence[CostRow] = (),
 ) -> Report:
     """Compare what was measured; what the config asks for and was not measured is shown as missing.
 
@@ -54,23 +64,26 @@ def build_report(
         config: of the run.
         history: training metrics as `{"step": n, "loss": x, "loss/<teacher>": x, ...}`, oldest first.
         links: texts and addresses shown at the top.
+        cost: of the parts of the run, `unic_core.cost.cost_table`; empty where it is not known.
 
     Raises:
         UnicError: there are no rows, or two for the same model, data set and protocol.
     """
     summary = summarize(rows, config)
     pngs = plots.draw(summary, history)
-    document = build_document(summary, config, links or {})
+    document = build_document(summary, config, links or {}, history, cost)
     return Report(
         html=html.render(document, pngs),
         markdown=markdown.render(document, pngs),
         pngs=pngs,
-        csv=_csv(rows),
-        metrics=_metrics(summary),
+        csv=rows_as_csv(rows),
+        metrics=metrics_of(summary) | cost_metrics(history, cost, summary.tables, config),
+        tags=winners_of(summary),
     )
 
 
-def _csv(rows: Sequence[ResultRow]) -> str:
+def rows_as_csv(rows: Sequence[ResultRow]) -> str:
+    """Every row as a line; hits and versions are in the JSON."""
     out = io.StringIO()
     writer = csv.DictWriter(out, _COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -78,34 +91,3 @@ def _csv(rows: Sequence[ResultRow]) -> str:
         values = row.model_dump(include=set(_COLUMNS))
         writer.writerow(values | {"hyper": json.dumps(values["hyper"])})
     return out.getvalue()
-
-
-def _metrics(summary: Summary) -> dict[str, float]:
-    metrics: dict[str, float] = {"probe/failed": float(len(summary.gaps))}
-    student = summary.student
-    for table in summary.tables:
-        prefix = "probe" if table.protocol == "logreg" else "knn"
-        for dataset in table.datasets:
-            top1 = table.top1(student, dataset)
-            if top1 is not None:
-                metrics[f"{prefix}/{dataset.name}/top1"] = top1
-    logreg = summary.tables[0]
-    for dataset in logreg.datasets:
-        top1, relative = logreg.top1(student, dataset), logreg.relative(student, dataset)
-        if top1 is not None:
-            metrics[f"{dataset.name}/top1"] = top1
-        if relative is not None:
-            metrics[f"relative/{dataset.name}"] = relative
-    means = {
-        "probe/mean_top1": logreg.mean(student, "transfer"),
-        "probe/mean_top1_shift": logreg.mean(student, "shift"),
-    }
-    for name, mean in means.items():
-        if mean.value is not None and mean.over == mean.of:
-            metrics[name] = mean.value
-    details = {
-        "probe/mean_top1_error": logreg.mean_error(student, "transfer"),
-        "probe/mean_log_odds": logreg.log_odds(student, "transfer"),
-    }
-    metrics |= {name: value for name, value in details.items() if value is not None}
-    return metrics

@@ -1,60 +1,217 @@
-"""The students of several runs side by side, from their rows."""
+"""The students of several runs against each other, from their rows."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from unic_core.errors import UnicError
 from unic_core.evals.results import ResultRow
+from unic_core.report import duels, html, plots
+from unic_core.report.cells import (
+    DASH,
+    MINUS,
+    Cell,
+    Document,
+    Grid,
+    Section,
+    as_mean,
+    count,
+    difference_cell,
+    percent,
+    score_cell,
+)
+from unic_core.report.document import TITLES
+from unic_core.report.duels import Pair
+from unic_core.report.summary import PROTOCOLS, Dataset, Model, Table, table_of
 
 
-class Line(NamedTuple):
-    """One data set (or mean) under one protocol: the student's row or mean top-1 of every run; None where missing.
+@dataclass(frozen=True)
+class Comparison:
+    """One table per protocol that was measured; the models are the students, called by the names of their runs.
 
-    best: runs whose interval reaches the highest top-1; empty where fewer than two runs were measured.
+    The first run is what the others are compared with. `settings` are the keys of the configs that differ, with the
+    value of every run.
     """
 
-    dataset: str
-    protocol: str
-    rows: tuple[ResultRow | None, ...]
-    values: tuple[float | None, ...]
-    best: tuple[str, ...]
+    tables: tuple[Table, ...]
+    settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> tuple[Model, ...]:
+        return self.tables[0].models
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Every other run against the first one."""
+        first, *others = self.runs
+        return [Pair(f"{other.name} {MINUS} {first.name}", other, first) for other in others]
 
 
-def compare_students(runs: Mapping[str, Sequence[ResultRow]]) -> list[Line]:
-    """One line per data set and protocol, in the order in which they occur, then means of the transfer sets.
+def compare_runs(
+    runs: Mapping[str, Sequence[ResultRow]], configs: Mapping[str, Mapping[str, str]] | None = None
+) -> Comparison:
+    """Arrange the students' rows of several runs; data sets in the order in which they occur.
 
-    A mean is over the sets that every run was measured on, so that all means are over the same images.
+    Args:
+        runs: the rows of each run, by its name.
+        configs: the configs of the runs as dotted keys and texts, where they are known.
 
     Raises:
         UnicError: fewer than two runs, or one without a student's rows.
     """
     if len(runs) < 2:
-        raise UnicError("a comparison needs at least two runs; name them by their URIs")
-    students = {
-        run: {(row.dataset, row.protocol): row for row in rows if row.role == "student"} for run, rows in runs.items()
-    }
+        raise UnicError("a comparison needs at least two runs; name them by their URIs or their ids in MLflow")
+    students = {run: [row for row in rows if row.role == "student"] for run, rows in runs.items()}
     for run, found in students.items():
         if not found:
             raise UnicError(f"run {run} has no results of a student; run `unic evaluate` for it first")
-    keys = dict.fromkeys(key for found in students.values() for key in found)
-    lines = [_line(key, {run: found.get(key) for run, found in students.items()}) for key in keys]
-    for protocol in dict.fromkeys(line.protocol for line in lines):
-        full = [line for line in lines if line.protocol == protocol and None not in line.values and _transfer(line)]
-        if full:
-            means = tuple(sum(line.values[i] or 0.0 for line in full) / len(full) for i in range(len(runs)))
-            lines.append(Line(f"mean of {len(full)}", protocol, (None,) * len(runs), means, ()))
-    return lines
+    models = tuple(Model(run, "student") for run in runs)
+    everything = [row.model_copy(update={"model": run}) for run, found in students.items() for row in found]
+    groups = {row.dataset: row.group for row in reversed(everything)}
+    datasets = [Dataset(name, groups[name]) for name in dict.fromkeys(row.dataset for row in everything)]
+    ordered = tuple(sorted(datasets, key=lambda dataset: dataset.group == "shift"))
+    tables = (table_of(everything, protocol, models, ordered) for protocol in PROTOCOLS)
+    measured = tuple(table for table in tables if table.rows)
+    return Comparison(measured, _differing(list(runs), configs or {}))
 
 
-def _line(key: tuple[str, str], rows: Mapping[str, ResultRow | None]) -> Line:
-    values = {run: row.top1 if row else None for run, row in rows.items()}
-    known = [value for value in values.values() if value is not None]
-    top = max(known, default=0.0)
-    best = [run for run, row in rows.items() if row and row.ci_high is not None and row.ci_high >= top]
-    return Line(*key, tuple(rows.values()), tuple(values.values()), tuple(best) if len(known) > 1 else ())
+def common_sets(table: Table) -> list[Dataset]:
+    """Transfer sets that every run was measured on, with the same images: what means are taken over."""
+    return [
+        dataset
+        for dataset in table.datasets
+        if dataset.group == "transfer"
+        and all(table.top1(model, dataset) is not None for model in table.models)
+        and not duels.different_images(table, dataset)
+    ]
 
 
-def _transfer(line: Line) -> bool:
-    return all(row is not None and row.group == "transfer" for row in line.rows)
+def common_mean(table: Table, model: Model) -> float | None:
+    """Mean top-1 over the common sets; None without any."""
+    scores = [table.top1(model, dataset) or 0.0 for dataset in common_sets(table)]
+    return sum(scores) / len(scores) if scores else None
+
+
+def winner_text(table: Table, dataset: Dataset) -> str:
+    """`b`, or `b (even: a)` where the difference may be chance; empty where fewer than two runs were measured."""
+    measured = sum(table.top1(model, dataset) is not None for model in table.models)
+    found = duels.winner(table, dataset) if measured > 1 else None
+    if found is None:
+        return "different images" if duels.different_images(table, dataset) else ""
+    return found.best.name + (f" (even: {', '.join(m.name for m in found.even)})" if found.even else "")
+
+
+def comparison_page(comparison: Comparison, links: Mapping[str, str] | None = None) -> str:
+    """The comparison as one self-contained HTML page; `links` are texts and addresses shown at the top."""
+    sections = []
+    for table in comparison.tables:
+        title = TITLES[table.protocol]
+        sections.append(Section(title, _scores(table), "Top-1 in percent with its 95 % interval.", "results"))
+        grid = duels.duel_grid(table, comparison.pairs, common_sets(table))
+        caption = (
+            "Differences in points with their 95 % intervals; colored where these leave out 0. "
+            f"{duels.how_compared(table, comparison.pairs)}"
+        )
+        sections.append(Section(f"{title}: against {comparison.runs[0].name}", grid, caption, "results"))
+    if comparison.settings:
+        header = ["Setting", *(run.name for run in comparison.runs)]
+        lines = [[Cell(key), *map(Cell, values)] for key, values in comparison.settings.items()]
+        sections.append(Section("What differs in the configs", Grid(header, lines)))
+    names = ", ".join(run.name for run in comparison.runs)
+    document = Document(f"Comparison of {names}", _headline(comparison), _sentences(comparison), sections, links or {})
+    return html.render(document, plots.draw_table(comparison.tables[0]))
+
+
+def comparison_csv(runs: Mapping[str, Sequence[ResultRow]]) -> str:
+    """All rows of all runs, the run in the first column."""
+    columns = [name for name in ResultRow.model_fields if name not in {"versions", "hits"}]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, ["run", *columns], lineterminator="\n")
+    writer.writeheader()
+    for run, rows in runs.items():
+        for row in rows:
+            values = row.model_dump(include=set(columns))
+            writer.writerow({"run": run} | values | {"hyper": json.dumps(values["hyper"])})
+    return out.getvalue()
+
+
+def comparison_json(runs: Mapping[str, Sequence[ResultRow]], comparison: Comparison) -> str:
+    """Rows of all runs and what follows from them: winners, and differences from the first run."""
+    results = []
+    for table in comparison.tables:
+        for dataset in table.datasets:
+            found = {p.one.name: duels.duel(table, p.one, p.other, dataset) for p in comparison.pairs}
+            winner = duels.winner(table, dataset)
+            results.append(
+                {
+                    "dataset": dataset.name,
+                    "protocol": table.protocol,
+                    "winner": winner.best.name if winner else None,
+                    "even": [model.name for model in winner.even] if winner else [],
+                    "differences": {
+                        name: d._asdict() | {"verdict": d.verdict} if d else None for name, d in found.items()
+                    },
+                }
+            )
+    rows = {run: [row.model_dump(mode="json") for row in found] for run, found in runs.items()}
+    first = comparison.runs[0].name
+    return json.dumps({"compared_with": first, "results": results, "rows": rows}, indent=1) + "\n"
+
+
+def _scores(table: Table) -> Grid:
+    lines = []
+    for dataset in table.datasets:
+        rows = [table.row(model, dataset) for model in table.models]
+        top = max((row.top1 or 0.0 for row in rows if row is not None), default=0.0)
+        note = "shift" if dataset.group == "shift" else ""
+        lines.append([Cell(dataset.name, note), *(score_cell(r, r is not None and r.top1 == top) for r in rows)])
+    common = common_sets(table)
+    if common:
+        means = [common_mean(table, model) for model in table.models]
+        over = f"over {count(len(common), 'transfer set')} that all runs have"
+        cells = [Cell(DASH if mean is None else percent(mean)) for mean in means]
+        lines.append([Cell("Mean", over, "mean"), *map(as_mean, cells)])
+    return Grid(["Data set", *(model.name for model in table.models)], lines)
+
+
+def _headline(comparison: Comparison) -> str:
+    table = comparison.tables[0]
+    means = {m: mean for m in table.models if (mean := common_mean(table, m)) is not None}
+    if not means:
+        return "No transfer set was measured, on the same images, for all of these runs."
+    best = max(means, key=lambda m: means[m])
+    duel = [duels.mean_duel(table, best, m, common_sets(table)) for m in means if m != best]
+    clear = all(d is not None and d.verdict == "better" for d in duel)
+    beyond = "beyond the 95 % interval" if clear else "though not beyond the 95 % interval"
+    sets = count(len(common_sets(table)), "transfer set")
+    return f"{best.name} has the highest mean top-1 over {sets}, {percent(means[best])}, {beyond}."
+
+
+def _sentences(comparison: Comparison) -> list[str]:
+    table, sentences = comparison.tables[0], []
+    for pair in comparison.pairs:
+        verdicts = [d.verdict for s in table.datasets if (d := duels.duel(table, pair.one, pair.other, s)) is not None]
+        won = duels.tally(verdicts)
+        mean = difference_cell(duels.mean_duel(table, pair.one, pair.other, common_sets(table)))
+        overall = f"; mean difference {mean.text} ({mean.note})" if mean.note else ""
+        sentences.append(
+            f"{pair.one.name} against {pair.other.name}: better on {won.better}, even on {won.even}, worse on "
+            f"{won.worse}{overall}."
+        )
+    odd = [dataset.name for dataset in table.datasets if duels.different_images(table, dataset)]
+    if odd:
+        sentences.append(f"Not compared, because the runs saw different images: {', '.join(odd)}.")
+    return sentences
+
+
+def _differing(runs: Sequence[str], configs: Mapping[str, Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
+    """Keys whose values differ between the runs; none unless every config is known."""
+    if not set(runs) <= configs.keys():
+        return {}
+    keys = dict.fromkeys(key for run in runs for key in configs[run])
+    values = {key: tuple(configs[run].get(key, DASH) for run in runs) for key in keys}
+    return {key: found for key, found in values.items() if len(set(found)) > 1 and key != "name"}

@@ -1,69 +1,82 @@
-"""The content of a report, in words and cells, before it becomes HTML or Markdown."""
+"""The content of a report on one run, in words and cells."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from unic_core.config import RunConfig, dump_config
+from unic_core.cost import CostRow
+from unic_core.evals.difference import Difference, mean_difference
 from unic_core.evals.results import Group
+from unic_core.report import duels
+from unic_core.report.cells import (
+    DASH,
+    DELTA,
+    MINUS,
+    PLUS_MINUS,
+    TIMES,
+    Cell,
+    Document,
+    Grid,
+    Section,
+    as_mean,
+    count,
+    difference_cell,
+    percent,
+    score_cell,
+)
+from unic_core.report.cost import cost_sections, training_facts
 from unic_core.report.summary import Dataset, Mean, Model, Summary, Table
 from unic_core.teachers.registry import resolve
 
-DASH, MINUS, TIMES, DELTA = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{GREEK CAPITAL LETTER DELTA}"
 TITLES = {"logreg": "Linear probe", "knn": "Nearest neighbors"}
+_NORMAL = 1.96  # standard errors in half a 95 % interval
 
 
-class Cell(NamedTuple):
-    """Text with a small second line; `tone` is "", "best", "good", "bad", "missing" or "mean"."""
-
-    text: str
-    note: str = ""
-    tone: str = ""
-
-
-class Grid(NamedTuple):
-    """A table: titles of the columns, then lines of cells; the first column names the line."""
-
-    header: list[str]
-    lines: list[list[Cell]]
-
-
-@dataclass(frozen=True)
-class Document:
-    """Everything a reader sees, apart from the pictures."""
-
-    title: str
-    headline: str
-    sentences: list[str]
-    grids: dict[str, Grid]  # of results, by title
-    captions: dict[str, str]  # below a grid, by the same title
-    teachers: Grid
-    facts: Grid
-    gaps: Grid
-    links: dict[str, str]
-    config: str  # YAML
-
-
-def build_document(summary: Summary, config: RunConfig, links: Mapping[str, str]) -> Document:
+def build_document(
+    summary: Summary,
+    config: RunConfig,
+    links: Mapping[str, str],
+    history: Sequence[Mapping[str, Any]] = (),
+    cost: Sequence[CostRow] = (),
+) -> Document:
     """Words and cells of a comparison."""
-    table = summary.tables[0]
+    table, student = summary.tables[0], summary.student
+    sections = [
+        Section(TITLES[table.protocol], _grid(table, student), _caption(table), "results"),
+        *_duels(table, student),
+        *(Section(TITLES[t.protocol], _grid(t, student), _caption(t), "results") for t in summary.tables[1:]),
+        Section("Teachers", _teachers(config)),
+        *cost_sections(cost, summary.tables),
+        _run(config, history),
+    ]
+    if summary.gaps:
+        lines = [[Cell(g.model), Cell(g.dataset), Cell(TITLES[g.protocol]), Cell(g.reason)] for g in summary.gaps]
+        grid = Grid(["Model", "Data set", "Protocol", "Why"], lines)
+        sections.append(Section("Missing and failed", grid, kind="gaps"))
     return Document(
         title=config.name,
-        headline=_headline(table, summary.student),
+        headline=_headline(table, student),
         sentences=_sentences(table, summary),
-        grids={TITLES[t.protocol]: _grid(t, summary.student) for t in summary.tables},
-        captions={TITLES[t.protocol]: _caption(t) for t in summary.tables},
-        teachers=_teachers(config),
-        facts=Grid(["", ""], [[Cell(name), Cell(value)] for name, value in _facts(config).items()]),
-        gaps=Grid(
-            ["Model", "Data set", "Protocol", "Why"],
-            [[Cell(g.model), Cell(g.dataset), Cell(TITLES[g.protocol]), Cell(g.reason)] for g in summary.gaps],
-        ),
-        links=dict(links),
+        sections=sections,
+        links=links,
         config=dump_config(config),
     )
+
+
+def _duels(table: Table, student: Model) -> list[Section]:
+    teachers = [model for model in table.models if model.role == "teacher"]
+    if not teachers:
+        return []
+    pairs = [duels.Pair(f"against {teacher.name}", student, teacher) for teacher in teachers]
+    caption = (
+        "The student minus each teacher, linear probe, in points with the 95 % interval of the difference; colored "
+        "where it leaves out 0. The winner has the highest top-1 of all models; even are those whose difference from "
+        f"it may be chance. {duels.how_compared(table, pairs)}"
+    )
+    grid = duels.duel_grid(table, pairs, [dataset for dataset in table.datasets if dataset.group == "transfer"])
+    return [Section("Student against each teacher", grid, caption, "results")]
 
 
 # ---------------------------------------------------------------- sentences
@@ -75,7 +88,7 @@ def _headline(table: Table, student: Model) -> str:
     if not known:
         return "The student could not be compared with a teacher on any data set."
     won = sum(d >= 0 for d in known)
-    text = f"The student is at or above the best teacher on {won} of {_count(len(known), 'data set')}."
+    text = f"The student is at or above the best teacher on {won} of {count(len(known), 'data set')}."
     left = len(differences) - len(known)
     return text + (f" On {left} more it could not be compared." if left else "")
 
@@ -84,51 +97,27 @@ def _sentences(table: Table, summary: Summary) -> list[str]:
     sentences = []
     for group in _groups(table):
         means = [f"{model.name} {_mean(table.mean(model, group))}" for model in table.models]
-        sets = _count(sum(d.group == group for d in table.datasets), f"{group} set")
+        sets = count(sum(d.group == group for d in table.datasets), f"{group} set")
         sentences.append(f"Mean top-1 over {sets}: {', '.join(means)}.")
-        odds = {model.name: table.log_odds(model, group) for model in table.models}
-        known = [f"{name} {value:.2f}".replace("-", MINUS) for name, value in odds.items() if value is not None]
-        if known:
-            sentences.append(f"Mean log-odds over {sets}: {', '.join(known)}.")
-    close = sum(_within_interval(table, summary.student, dataset) for dataset in table.datasets)
-    if close:
+    won = duels.tally([d.verdict for d in duels.against_best(table, summary.student).values()])
+    if sum(won):
         sentences.append(
-            f"On {_count(close, 'data set')} where the student is below, the best teacher lies inside the student's "
-            "95 % interval."
+            f"Beyond the 95 % interval of the difference, the student is better than the best teacher on {won.better}, "
+            f"worse on {won.worse}; {won.even} may be chance."
         )
     partial = sum(0 < over < of for over, of in map(table.teachers_measured, table.datasets))
     if partial:
-        sentences.append(f"On {_count(partial, 'data set')} only some of the teachers could be measured.")
+        sentences.append(f"On {count(partial, 'data set')} only some of the teachers could be measured.")
     if summary.gaps:
-        sentences.append(f"{_count(len(summary.gaps), 'result')} missing or failed; see the end of the report.")
+        sentences.append(f"{count(len(summary.gaps), 'result')} missing or failed; see the end of the report.")
     return sentences
-
-
-def _within_interval(table: Table, student: Model, dataset: Dataset) -> bool:
-    row, best = table.row(student, dataset), table.best_teacher(dataset)
-    theirs = table.top1(best, dataset) if best else None
-    if row is None or row.top1 is None or row.ci_high is None or theirs is None:
-        return False
-    return row.top1 < theirs <= row.ci_high
 
 
 def _mean(mean: Mean) -> str:
     if mean.value is None:
         return "not measured"
     partial = f" (over {mean.over} of {mean.of})" if mean.over < mean.of else ""
-    return _percent(mean.value) + partial
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.1f}".replace("-", MINUS)
+    return percent(mean.value) + partial
 
 
 def _groups(table: Table) -> list[Group]:
@@ -151,45 +140,53 @@ def _caption(table: Table) -> str:
         how = f"The nearest training images by cosine similarity vote{', k = ' + ' or '.join(ks) if ks else ''}."
     return (
         f"{how} Top-1 in percent with its 95 % interval (bootstrap over test images); the best model is bold. "
-        f"{DELTA} is the student minus the best teacher, in points."
+        f"{DELTA} is the student minus the best teacher, in points, with the interval of the difference; it is colored "
+        "where that leaves out 0."
     )
 
 
 def _grid(table: Table, student: Model) -> Grid:
     header = ["Data set", *(model.name for model in table.models), "Best teacher", DELTA]
+    ahead = duels.against_best(table, student)
     lines = []
     for group in _groups(table):
-        for dataset in (d for d in table.datasets if d.group == group):
-            lines.append(_line(table, student, dataset))
-        sets = _count(sum(d.group == group for d in table.datasets), f"{group} set")
-        means = [table.mean(model, group) for model in table.models]
-        cells = [Cell(_percent(m.value) if m.value is not None else DASH, _over(m), "mean") for m in means]
-        lines.append([Cell("Mean", f"over {sets}", "mean"), *cells, Cell("", "", "mean"), Cell("", "", "mean")])
+        datasets = [dataset for dataset in table.datasets if dataset.group == group]
+        lines += [_line(table, dataset, ahead.get(dataset)) for dataset in datasets]
+        lines += _means(table, group, datasets, ahead)
     return Grid(header, lines)
 
 
-def _over(mean: Mean) -> str:
-    return f"over {mean.over} of {mean.of}" if mean.over < mean.of else ""
+def _means(
+    table: Table, group: Group, datasets: Sequence[Dataset], ahead: Mapping[Dataset, Difference]
+) -> list[list[Cell]]:
+    """Mean top-1 and mean log-odds over the sets of one group."""
+    sets, empty = count(len(datasets), f"{group} set"), Cell("", "", "mean")
+    relative = mean_difference([ahead[dataset] for dataset in datasets]) if set(datasets) <= ahead.keys() else None
+    delta = as_mean(difference_cell(relative)) if relative else empty
+    line = [Cell("Mean", f"over {sets}", "mean"), *(_mean_cell(table, m, group) for m in table.models), empty, delta]
+    odds = [table.log_odds(model, group) for model in table.models]
+    if all(value is None for value in odds):
+        return [line]
+    texts = [DASH if value is None else f"{value:.2f}".replace("-", MINUS) for value in odds]
+    return [line, [Cell("Mean log-odds", "", "mean"), *(Cell(text, "", "mean") for text in texts), empty, empty]]
 
 
-def _line(table: Table, student: Model, dataset: Dataset) -> list[Cell]:
+def _mean_cell(table: Table, model: Model, group: Group) -> Cell:
+    mean, error = table.mean(model, group), table.mean_error(model, group)
+    note = f"{PLUS_MINUS} {percent(_NORMAL * error)}" if error is not None else ""
+    note = f"over {mean.over} of {mean.of}" if mean.over < mean.of else note
+    return Cell(percent(mean.value) if mean.value is not None else DASH, note, "mean")
+
+
+def _line(table: Table, dataset: Dataset, ahead: Difference | None) -> list[Cell]:
     top = max((table.top1(model, dataset) or 0.0 for model in table.models), default=0.0)
     sizes = [row.n_test for model in table.models if (row := table.row(model, dataset)) and row.n_test]
     note = ("shift, " if dataset.group == "shift" else "") + (f"{sizes[0]:,} test images" if sizes else "")
-    cells = [Cell(dataset.name, note.removesuffix(", "))]
-    for model in table.models:
-        row = table.row(model, dataset)
-        if row is None or row.top1 is None:
-            cells.append(Cell(DASH if row is None else "failed", "not evaluated" if row is None else "", "missing"))
-            continue
-        interval = f"{_percent(row.ci_low or 0.0)}{DASH}{_percent(row.ci_high or 0.0)}"
-        cells.append(Cell(_percent(row.top1), interval, "best" if row.top1 == top else ""))
-    best, difference = table.best_teacher(dataset), table.relative(student, dataset)
-    over, of = table.teachers_measured(dataset)
-    cells.append(Cell(best.name if best else DASH, f"of {over} measured of {of}" if over < of else ""))
-    if difference is None:
-        return [*cells, Cell(DASH, "", "missing")]
-    return [*cells, Cell(_points(difference), "", "good" if difference >= 0 else "bad")]
+    rows = [table.row(model, dataset) for model in table.models]
+    scores = [score_cell(row, row is not None and row.top1 == top) for row in rows]
+    best, (over, of) = table.best_teacher(dataset), table.teachers_measured(dataset)
+    teacher = Cell(best.name if best else DASH, f"of {over} measured of {of}" if over < of else "")
+    return [Cell(dataset.name, note.removesuffix(", ")), *scores, teacher, difference_cell(ahead)]
 
 
 def _teachers(config: RunConfig) -> Grid:
@@ -203,8 +200,13 @@ def _teachers(config: RunConfig) -> Grid:
     return Grid(["Teacher", "Model", "Parameters", "Tokens", "License"], lines)
 
 
-def _facts(config: RunConfig) -> dict[str, str]:
+def _run(config: RunConfig, history: Sequence[Mapping[str, Any]]) -> Section:
     """The run in a few lines; the whole config follows it."""
+    facts = _facts(config) | training_facts(history, config)
+    return Section("Run", Grid(["", ""], [[Cell(name), Cell(value)] for name, value in facts.items()]), kind="facts")
+
+
+def _facts(config: RunConfig) -> dict[str, str]:
     training, balancer = config.training, config.balancer
     length = f"{training.steps:,} steps" if training.steps else f"{training.epochs:g} epochs"
     drop = f" (p = {balancer.drop:g})" if balancer.kind in {"loss_ranked", "uniform"} else ""

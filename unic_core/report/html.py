@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 
-from unic_core.report.document import Cell, Document, Grid
+from unic_core.report.cells import Cell, Document, Grid, Section
 from unic_core.report.plots import PICTURES
 
 
@@ -18,26 +18,21 @@ def render(document: Document, pngs: Mapping[str, bytes]) -> str:
     """The page."""
     style = files("unic_core.report").joinpath("style.css").read_text(encoding="utf-8")
     pictures = "".join(_figure(name, pngs[name]) for name in PICTURES if name in pngs)
-    results = "".join(
-        f"<section><h2>{escape(title)}</h2>{_table(grid, 'results')}<p class=caption>{escape(document.captions[title])}"
-        "</p></section>"
-        for title, grid in document.grids.items()
-    )
-    gaps = (
-        f"<section><h2>Missing and failed</h2>{_table(document.gaps, 'gaps')}</section>" if document.gaps.lines else ""
-    )
+    config = f"<details><summary>Whole config</summary><pre>{escape(document.config)}</pre></details>"
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
         f"<title>{escape(document.title)}</title><style>{style}</style></head><body><main>"
         f"<header><p class=run>{escape(document.title)}</p><h1>{escape(document.headline)}</h1>"
         f"{''.join(f'<p>{escape(sentence)}</p>' for sentence in document.sentences)}{_links(document)}</header>"
-        f"<div class=figures>{pictures}</div>{results}"
-        f"<section><h2>Teachers</h2>{_table(document.teachers)}</section>"
-        f"<section><h2>Run</h2>{_table(document.facts, 'facts')}"
-        f"<details><summary>Whole config</summary><pre>{escape(document.config)}</pre></details></section>"
-        f"{gaps}</main></body></html>\n"
+        f"<div class=figures>{pictures}</div>{''.join(map(_section, document.sections))}"
+        f"{f'<section>{config}</section>' if document.config else ''}</main></body></html>\n"
     )
+
+
+def _section(section: Section) -> str:
+    caption = f"<p class=caption>{escape(section.caption)}</p>" if section.caption else ""
+    return f"<section><h2>{escape(section.title)}</h2>{_table(section.grid, section.kind)}{caption}</section>"
 
 
 def _links(document: Document) -> str:

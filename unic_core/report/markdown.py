@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from unic_core.report.document import Cell, Document, Grid
+from unic_core.report.cells import Cell, Document, Grid
 from unic_core.report.plots import PICTURES
 
 
@@ -14,12 +14,9 @@ def render(document: Document, pngs: Mapping[str, bytes]) -> str:
     parts += [_escape(sentence) for sentence in document.sentences]
     if document.links:
         parts.append("\n".join(f"- {_escape(text)}: <{address}>" for text, address in document.links.items()))
-    for title, grid in document.grids.items():
-        parts += [f"## {title}", _table(grid), _escape(document.captions[title])]
     parts += [f"## {title}\n\n![{title}]({name})\n\n{text}" for name, (title, text) in PICTURES.items() if name in pngs]
-    parts += ["## Teachers", _table(document.teachers), "## Run", _table(document.facts)]
-    if document.gaps.lines:
-        parts += ["## Missing and failed", _table(document.gaps)]
+    for section in document.sections:
+        parts += [f"## {section.title}", _table(section.grid), *([_escape(section.caption)] if section.caption else [])]
     return "\n\n".join(parts) + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -14,30 +15,35 @@ from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
 
+from unic_core.report.cells import signed
+from unic_core.report.duels import against_best
 from unic_core.report.summary import Dataset, Model, Summary, Table
 
 PICTURES: dict[str, tuple[str, str]] = {
     "relative.png": (
         "Relative to the best teacher",
-        "Student minus the best teacher of each data set: linear probe top-1, in percentage points.",
+        "Student minus the best teacher of each data set: linear probe top-1, in percentage points, with the 95 % "
+        "interval of the difference. Gray: it may be chance.",
     ),
     "radar.png": (
         "Profile",
         "Linear probe top-1 as a share of the best model on each data set; the outer ring is the best one. "
-        "A gap in a line is a missing result.",
+        "A gap in a line is a missing result. The random student is left out.",
     ),
     "accuracy.png": (
         "All models",
         "Linear probe top-1 with its 95 % interval. Data sets without a point for a model have no result of it.",
     ),
     "training.png": ("Distillation loss", "Mean loss per image against each teacher, and what is minimized."),
+    "knn.png": ("During training", "Nearest neighbors on the student's features after so many steps, top-1."),
 }
 
 _WIDTH = 5.6  # inches
+_KNN = "knn/top1_k"  # what the scores during training are called in the history
 _STUDENT, _RANDOM = "#0072B2", "#8A94A0"
 _TEACHERS = ("#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F5F00")
 _MARKERS = ("D", "s", "^", "v", "P", "X")
-_BELOW, _INK, _SOFT, _LINE = "#D55E00", "#1C2430", "#5D6877", "#E3E8EE"
+_BELOW, _EVEN, _INK, _SOFT, _LINE = "#D55E00", "#A9B3BE", "#1C2430", "#5D6877", "#E3E8EE"
 
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -68,8 +74,16 @@ def draw(summary: Summary, history: Sequence[Mapping[str, Any]]) -> dict[str, by
             "accuracy.png": _accuracy(table),
             "radar.png": _radar(table),
             "training.png": _training(history, [m for m in table.models if m.role == "teacher"]),
+            "knn.png": _in_training(history),
         }
     return {name: _png(figure) for name, figure in pngs.items() if figure is not None}
+
+
+def draw_table(table: Table) -> dict[str, bytes]:
+    """The pictures of a table without a student that stands out: accuracies, and a radar where there are three sets."""
+    with mpl.rc_context(_STYLE):
+        found = {"accuracy.png": _accuracy(table), "radar.png": _radar(table)}
+        return {name: _png(figure) for name, figure in found.items() if figure is not None}
 
 
 def _png(figure: Figure) -> bytes:
@@ -81,13 +95,15 @@ def _png(figure: Figure) -> bytes:
 def _look(models: Sequence[Model]) -> dict[Model, tuple[str, str]]:
     """Color and marker of every model."""
     look = {}
-    teachers = 0
+    others = 0
     for model in models:
-        if model.role == "teacher":
-            look[model] = (_TEACHERS[teachers % len(_TEACHERS)], _MARKERS[teachers % len(_MARKERS)])
-            teachers += 1
+        if model.role == "random":
+            look[model] = (_RANDOM, "x")
+        elif model.role == "student" and not look:
+            look[model] = (_STUDENT, "o")
         else:
-            look[model] = (_STUDENT, "o") if model.role == "student" else (_RANDOM, "x")
+            look[model] = (_TEACHERS[others % len(_TEACHERS)], _MARKERS[others % len(_MARKERS)])
+            others += 1
     return look
 
 
@@ -98,24 +114,34 @@ def _canvas(lines: float) -> tuple[Figure, Axes]:
 
 
 def _relative(table: Table, student: Model) -> Figure | None:
-    """Bars of the differences, the largest on top."""
-    pairs = [(dataset, table.relative(student, dataset)) for dataset in table.datasets]
-    known = sorted(((100 * d, dataset) for dataset, d in pairs if d is not None), key=lambda item: item[0])
+    """Bars of the differences with their intervals, the largest on top."""
+    known = sorted(against_best(table, student).items(), key=lambda item: item[1].value)
     if not known:
         return None
     figure, axes = _canvas(len(known))
-    values = [value for value, _ in known]
-    bars = axes.barh(range(len(known)), values, height=0.62, color=[_STUDENT if v >= 0 else _BELOW for v in values])
-    axes.bar_label(bars, [f"{v:+.1f}".replace("-", "\N{MINUS SIGN}") for v in values], padding=4, color=_INK)
+    colors = {"better": _STUDENT, "even": _EVEN, "worse": _BELOW}
+    values = [100 * found.value for _, found in known]
+    ends = [(100 * found.low, 100 * found.high) for _, found in known]
+    spread = [
+        [max(0.0, v - low) for v, (low, _) in zip(values, ends, strict=True)],
+        [max(0.0, high - v) for v, (_, high) in zip(values, ends, strict=True)],
+    ]
+    shades = [colors[found.verdict] for _, found in known]
+    whiskers = {"ecolor": _INK, "elinewidth": 1.2}
+    axes.barh(range(len(known)), values, height=0.62, color=shades, xerr=spread, error_kw=whiskers)
     axes.axvline(0, color=_INK, linewidth=1)
+    low, high = min(0.0, *(low for low, _ in ends)), max(0.0, *(high for _, high in ends))
+    room = max(high - low, 1.0)
+    for place, (value, (left, right)) in enumerate(zip(values, ends, strict=True)):
+        end, side = (right + 0.02 * room, "left") if value >= 0 else (left - 0.02 * room, "right")
+        axes.text(end, place, signed(value), ha=side, va="center", fontsize=9)
+    axes.set_xlim(low - (0.15 if min(values) < 0 else 0.03) * room, high + (0.15 if max(values) >= 0 else 0.03) * room)
     names = []
-    for _, dataset in known:
+    for dataset, _ in known:
         best, (over, of) = table.best_teacher(dataset), table.teachers_measured(dataset)
         among = f" of {over} measured" if over < of else ""
         names.append(f"{dataset.name}\n(best{among}: {best.name if best else ''})")
     axes.set_yticks(range(len(known)), names, fontsize=9)
-    reach = max(1.0, *(abs(v) for v in values)) * 1.25
-    axes.set_xlim(-reach if min(values) < 0 else -0.15 * reach, reach if max(values) > 0 else 0.15 * reach)
     axes.set_xlabel("points")
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(visible=False, axis="y")
@@ -145,7 +171,7 @@ def _accuracy(table: Table) -> Figure | None:
             xerr=[below, above],
             fmt=marker,
             color=color,
-            markersize=7 if model.role == "student" else 5.5,
+            markersize=7 if model == table.models[0] else 5.5,
             elinewidth=1.6,
             label=model.name,
         )
@@ -161,11 +187,12 @@ def _accuracy(table: Table) -> Figure | None:
 
 def _radar(table: Table) -> Figure | None:
     """Shares of the best model; a missing result leaves a gap."""
-    best = {d: max((table.top1(m, d) or 0.0 for m in table.models), default=0.0) for d in table.datasets}
+    models = [model for model in table.models if model.role != "random"]  # it would shrink the rest to a thin ring
+    best = {d: max((table.top1(m, d) or 0.0 for m in models), default=0.0) for d in table.datasets}
     datasets = [d for d in table.datasets if best[d] > 0]
     if len(datasets) < 3:
         return None
-    shares = {model: [_share(table, model, d, best[d]) for d in datasets] for model in table.models}
+    shares = {model: [_share(table, model, d, best[d]) for d in datasets] for model in models}
     lowest = min(v for values in shares.values() for v in values if not math.isnan(v))
     inner = max(0.0, math.floor(lowest / 10) * 10 - 10)
     figure = Figure(figsize=(_WIDTH, 5.2), layout="constrained")
@@ -173,10 +200,10 @@ def _radar(table: Table) -> Figure | None:
     axes.set_theta_offset(np.pi / 2)
     axes.set_theta_direction(-1)
     angles = np.linspace(0, 2 * np.pi, len(datasets), endpoint=False)
-    for model, (color, marker) in _look(table.models).items():
+    for model, (color, marker) in _look(models).items():
         values = shares[model]
         closed = [*values, values[0]]
-        student = model.role == "student"
+        student = model == models[0]
         axes.plot(
             [*angles, angles[0]],
             closed,
@@ -184,7 +211,6 @@ def _radar(table: Table) -> Figure | None:
             marker=marker,
             markersize=5,
             linewidth=2.4 if student else 1.4,
-            linestyle=":" if model.role == "random" else "-",
             zorder=3 if student else 2,
             label=model.name,
         )
@@ -194,12 +220,14 @@ def _radar(table: Table) -> Figure | None:
     rings = [r for r in range(0, 101, 10) if r > inner][:: 1 if 100 - inner <= 50 else 2]
     axes.set_yticks(rings, [f"{r} %" for r in rings], fontsize=7.5, color=_SOFT)
     axes.set_rlabel_position(180 / len(datasets))  # between the first two spokes
+    for label in axes.get_yticklabels():
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1})
     axes.set_xticks(angles, [f"{d.name}\n{100 * best[d]:.1f}" for d in datasets], fontsize=9)
     for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
         side = math.sin(angle)
         label.set_horizontalalignment("center" if abs(side) < 0.2 else "left" if side > 0 else "right")
     axes.spines["polar"].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=min(4, len(table.models)))
+    figure.legend(loc="outside lower center", ncols=min(4, len(models)))
     return figure
 
 
@@ -225,4 +253,24 @@ def _training(history: Sequence[Mapping[str, Any]], teachers: Sequence[Model]) -
     axes.tick_params(axis="y", labelcolor=_SOFT)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.legend(ncols=min(3, len(axes.lines)))
+    return figure
+
+
+def _in_training(history: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """The kNN scores that the run took while it trained, one line per k."""
+    found = {name for record in history for name in record if name.startswith(_KNN)}
+    names = sorted(found, key=lambda name: int(name.removeprefix(_KNN)))
+    if not names:
+        return None
+    figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for name, color in zip(names, itertools.cycle((_STUDENT, *_TEACHERS))):
+        points = [(record["step"], 100 * record[name]) for record in history if name in record]
+        label = f"k = {name.removeprefix(_KNN)}"
+        axes.plot(*zip(*points, strict=True), color=color, linewidth=1.5, marker="o", markersize=3, label=label)
+    axes.set_xlabel("step")
+    axes.set_ylabel("top-1, %")
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    figure.legend(loc="outside upper center", ncols=min(4, len(names)))
     return figure

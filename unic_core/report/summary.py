@@ -134,19 +134,8 @@ def summarize(rows: Sequence[ResultRow], config: RunConfig) -> Summary:
     """
     if not rows:
         raise UnicError("there are no results to report; evaluate first")
-    index: dict[tuple[str, str, str], ResultRow] = {}
-    for row in rows:
-        key = (row.model, row.dataset, _TABLE.get(row.protocol, row.protocol))
-        if key in index:
-            raise UnicError(
-                f"two {row.protocol} results of {row.model} on {row.dataset}; name every data set once in the probes"
-            )
-        index[key] = row
     models, datasets = _models(rows, config), _datasets(rows, config)
-    tables = tuple(
-        Table(protocol, models, datasets, {(m, d): row for (m, d, p), row in index.items() if p == protocol})
-        for protocol in PROTOCOLS
-    )
+    tables = tuple(table_of(rows, protocol, models, datasets) for protocol in PROTOCOLS)
     gaps = []
     for table in tables:
         for dataset in datasets:
@@ -157,6 +146,27 @@ def summarize(rows: Sequence[ResultRow], config: RunConfig) -> Summary:
                 elif found.error is not None:
                     gaps.append(Gap(model.name, dataset.name, table.protocol, found.error))
     return Summary(models[0], tables, tuple(gaps))
+
+
+def table_of(
+    rows: Sequence[ResultRow], protocol: Protocol, models: tuple[Model, ...], datasets: tuple[Dataset, ...]
+) -> Table:
+    """The rows of one protocol, those of SGD among the linear probe's.
+
+    Raises:
+        UnicError: two rows for the same model and data set.
+    """
+    index: dict[tuple[str, str], ResultRow] = {}
+    for row in rows:
+        if _TABLE.get(row.protocol, row.protocol) != protocol:
+            continue
+        key = (row.model, row.dataset)
+        if key in index:
+            raise UnicError(
+                f"two {row.protocol} results of {row.model} on {row.dataset}; name every data set once in the probes"
+            )
+        index[key] = row
+    return Table(protocol, models, datasets, index)
 
 
 def _models(rows: Sequence[ResultRow], config: RunConfig) -> tuple[Model, ...]:

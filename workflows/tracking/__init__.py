@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from workflows.tracking.registry import Student, log_report, log_student, promote
 from workflows.tracking.runs import Run, attach, child_run, finish_parent, parent_run
-from workflows.tracking.server import check_reachable, compare_url, run_url, tracking_uri
+from workflows.tracking.server import (
+    check_reachable,
+    compare_url,
+    read_artifact,
+    run_name,
+    run_url,
+    tracking_uri,
+)
 
 __all__ = [
     "Run",
@@ -22,6 +29,8 @@ __all__ = [
     "log_student",
     "parent_run",
     "promote",
+    "read_artifact",
+    "run_name",
     "run_url",
     "tracking_uri",
 ]

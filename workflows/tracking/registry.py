@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
@@ -17,7 +18,10 @@ from mlflow.exceptions import MlflowException
 from unic_core.config import RunConfig
 from unic_core.errors import UnicError
 from workflows.tracking.runs import Run
-from workflows.tracking.server import client, sentences
+from workflows.tracking.server import client, read_artifact, sentences
+
+if TYPE_CHECKING:
+    from unic_core.evals.difference import Difference
 
 WEIGHTS = "model.safetensors"
 SCORE, ERROR = "probe/mean_top1", "probe/mean_top1_error"
@@ -70,21 +74,27 @@ def log_student(
 
 
 def log_report(
-    config: RunConfig, parent_id: str, files: Mapping[str, bytes | Path], metrics: Mapping[str, float]
+    config: RunConfig,
+    parent_id: str,
+    files: Mapping[str, bytes | Path],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str] | None = None,
 ) -> None:
     """Store the report below `report/` of the parent run, and its scores there and with the run's student."""
     with sentences():
         candidate = _newest(config.tracking.registered_model, parent_id)
         _log_scores(parent_id, metrics, candidate.tags["unic.model_id"] if candidate else None)
-    Run(parent_id).log_artifacts({f"report/{name}": content for name, content in files.items()})
+    run = Run(parent_id)
+    run.set_tags(tags or {})
+    run.log_artifacts({f"report/{name}": content for name, content in files.items()})
 
 
 def promote(config: RunConfig, parent_id: str) -> str:
     """Move the alias `champion` to this run's student if its mean top-1 is above the champion's beyond chance.
 
-    Scores and their standard errors are those of the parent runs; they are compared only when both were probed on the
-    same data sets. The difference must exceed its 95 % interval, taken as if the two were measured on different
-    images: they share them, which makes the true interval narrower, so the test errs towards the champion.
+    Both must have been probed on the same data sets, and the 95 % interval of the difference must lie above 0. It is
+    taken from the rows in both reports, image by image where these allow it; without rows, from the means and standard
+    errors of the parent runs as if the two were measured on different images, which errs towards the champion.
     Returns one sentence that says what happened and why.
     """
     name = config.tracking.registered_model
@@ -99,35 +109,55 @@ def promote(config: RunConfig, parent_id: str) -> str:
             return f"{what} is the champion already"
         if SCORE not in scores:
             return f"{what} was not promoted: its run has no {SCORE}"
-        reason = _reason_to_stay(champion, scores)
-        if reason:
+        theirs = _scores(champion.run_id) if champion is not None else {}
+        if champion is None or SCORE not in theirs:
+            client().set_registered_model_alias(name, CHAMPION, candidate.version)
+            first = "first" if champion is None else "new"
+            unknown = "" if champion is None else f"; version {champion.version} has none"
+            return f"{what} is the {first} champion, with a mean top-1 of {scores[SCORE]:.4f}{unknown}"
+        reason, found = _compare(parent_id, champion, scores, theirs)
+        if found is None:
             return f"{what} was not promoted: {reason}"
+        how = "image by image" if found.paired else "as if measured on different images"
+        difference = f"by {found.value:+.4f} (95 % interval {found.low:+.4f} to {found.high:+.4f}, {how})"
+        if found.verdict != "better":
+            return (
+                f"{what} was not promoted: its mean top-1 of {scores[SCORE]:.4f} does not beat the "
+                f"{theirs[SCORE]:.4f} of champion version {champion.version} beyond chance; they differ {difference}"
+            )
         client().set_registered_model_alias(name, CHAMPION, candidate.version)
-    if champion is None:
-        return f"{what} is the first champion, with a mean top-1 of {scores[SCORE]:.4f}"
-    return f"{what} is the new champion: its mean top-1 of {scores[SCORE]:.4f} beats version {champion.version}"
+    score = f"its mean top-1 of {scores[SCORE]:.4f}"
+    return f"{what} is the new champion: {score} beats version {champion.version} {difference}"
 
 
-def _reason_to_stay(champion: ModelVersion | None, scores: Mapping[str, float]) -> str | None:
-    """Why the champion keeps its place; None when it does not."""
-    theirs = _scores(champion.run_id) if champion is not None else {}
-    if champion is None or SCORE not in theirs:
-        return None
+def _compare(
+    run_id: str, champion: ModelVersion, scores: Mapping[str, float], theirs: Mapping[str, float]
+) -> tuple[str, Difference | None]:
+    """The candidate's mean minus the champion's; or why the two can't be compared, and None."""
+    from unic_core.evals.difference import Difference
+    from unic_core.evals.results import load_rows
+    from unic_core.report.compare import common_sets, compare_runs
+    from unic_core.report.duels import different_images, mean_duel
+
+    other = f"champion version {champion.version}"
     probes, others = _probes(scores), _probes(theirs)
     if probes != others:
         odd = ", ".join(sorted(probes ^ others))
-        return f"champion version {champion.version} was probed on other data sets (the difference is {odd})"
+        return f"{other} was probed on other data sets (the difference is {odd})", None
+    rows = [read_artifact(run, "report/rows.json") for run in (run_id, champion.run_id)]
+    if rows[0] and rows[1]:
+        own, champions = (load_rows(text or b"", "report/rows.json") for text in rows)
+        table = compare_runs({"candidate": own, "champion": champions}).tables[0]
+        images = [dataset.name for dataset in table.datasets if different_images(table, dataset)]
+        if images:
+            return f"{other} was probed on other images of {', '.join(images)}", None
+        one, another = table.models
+        return "no data set was measured for both", mean_duel(table, one, another, common_sets(table))
     unknown = [run for run, known in (("its own run", scores), ("that of the champion", theirs)) if ERROR not in known]
     if unknown:
-        return f"{' and '.join(unknown)} has no {ERROR}; run `unic report` for it again"
-    needed = SURE * math.hypot(scores[ERROR], theirs[ERROR])
-    if scores[SCORE] - theirs[SCORE] > needed:
-        return None
-    beyond = f" by more than {needed:.4f}" if scores[SCORE] > theirs[SCORE] else ""
-    return (
-        f"its mean top-1 of {scores[SCORE]:.4f} does not beat the {theirs[SCORE]:.4f} of champion version "
-        f"{champion.version}{beyond}"
-    )
+        return f"{' and '.join(unknown)} has no {ERROR}; run `unic report` for it again", None
+    value, half = scores[SCORE] - theirs[SCORE], SURE * math.hypot(scores[ERROR], theirs[ERROR])
+    return "", Difference(value, value - half, value + half, paired=False)
 
 
 def _probes(scores: Mapping[str, float]) -> set[str]:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -178,6 +179,26 @@ def find_run(experiment: str, tags: dict[str, str]) -> str | None:
     clauses = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     found = client().search_runs([experiment], clauses, ViewType.ACTIVE_ONLY, 1, ["attributes.start_time DESC"])
     return str(found[0].info.run_id) if found else None
+
+
+def read_artifact(run_id: str, path: str) -> bytes | None:
+    """A file that a run stored; None when it has none by this name.
+
+    Raises:
+        UnicError: there is no such run, or MLflow cannot be reached or refuses.
+    """
+    folder = path.rpartition("/")[0]
+    with sentences(), tempfile.TemporaryDirectory(prefix="unic-artifact-") as directory:
+        client().get_run(run_id)
+        if path not in {found.path for found in client().list_artifacts(run_id, folder or None)}:
+            return None
+        return Path(client().download_artifacts(run_id, path, directory)).read_bytes()
+
+
+def run_name(run_id: str) -> str:
+    """The name that a run is shown by."""
+    with sentences():
+        return str(client().get_run(run_id).info.run_name or run_id)
 
 
 def _page(path: str) -> str | None:

@@ -1,0 +1,115 @@
+"""Is one result better than another beyond chance? Intervals of differences between rows."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unic_core.evals.bootstrap import RESAMPLES
+from unic_core.evals.results import ResultRow
+
+Verdict = Literal["better", "even", "worse"]
+_LEVEL = 0.95
+_SEED = 0  # of the resamples: the same rows always give the same interval
+
+
+class Difference(NamedTuple):
+    """`value` in [-1, 1] with its 95 % interval; `paired`: over the same test images, image by image."""
+
+    value: float
+    low: float
+    high: float
+    paired: bool
+
+    @property
+    def verdict(self) -> Verdict:
+        """`even` when the interval holds 0."""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "even"
+
+
+def pack_hits(correct: Tensor) -> str:
+    """Which test images were right, [n] bool in the order of the data set, as text: eight images a byte, base64."""
+    return base64.b64encode(np.packbits(correct.cpu().numpy().astype(bool)).tobytes()).decode()
+
+
+def unpack_hits(row: ResultRow) -> NDArray[np.bool_] | None:
+    """[n_test] bool; None where the row has none, or has others than those its top-1 is made of."""
+    if row.top1 is None or not row.hits:
+        return None
+    try:
+        packed = np.frombuffer(base64.b64decode(row.hits, validate=True), np.uint8)
+    except binascii.Error:
+        return None
+    if len(packed) != math.ceil(row.n_test / 8):
+        return None
+    hits = np.unpackbits(packed, count=row.n_test).astype(bool)
+    return hits if math.isclose(float(hits.mean()), row.top1, abs_tol=1e-9) else None
+
+
+def difference(one: ResultRow | None, other: ResultRow | None) -> Difference | None:
+    """Top-1 of `one` minus that of `other`; None where either was not measured.
+
+    Both measured on the same images, and known image by image: paired bootstrap. Images that both get right, or both
+    wrong, cancel, so that it is narrower. Otherwise the two intervals are combined as those of independent
+    measurements (Newcombe 1998, method 10: `d - sqrt((p1 - l1)^2 + (u2 - p2)^2)`), which is too wide rather than too
+    narrow where the images are the same.
+    """
+    if one is None or other is None or one.top1 is None or other.top1 is None:
+        return None
+    value = one.top1 - other.top1
+    if same_images(one, other):
+        own, theirs = unpack_hits(one), unpack_hits(other)
+        if own is not None and theirs is not None:
+            return Difference(value, *_paired(own, theirs), True)
+    (l1, u1), (l2, u2) = _interval(one), _interval(other)
+    low = value - math.hypot(one.top1 - l1, u2 - other.top1)
+    high = value + math.hypot(u1 - one.top1, other.top1 - l2)
+    return Difference(value, low, high, False)
+
+
+def same_images(one: ResultRow, other: ResultRow) -> bool:
+    """Whether both rows are known to be about the same test images."""
+    known = bool(one.dataset_fingerprint) and one.n_test > 0
+    about = [(row.dataset_fingerprint, row.test_split, row.n_test) for row in (one, other)]
+    return known and about[0] == about[1]
+
+
+def other_images(one: ResultRow, other: ResultRow) -> bool:
+    """Whether both rows are known to be about different test images."""
+    known = all(row.dataset_fingerprint and row.n_test > 0 for row in (one, other))
+    return known and not same_images(one, other)
+
+
+def mean_difference(differences: Sequence[Difference]) -> Difference | None:
+    """Mean over data sets, whose images are independent of each other; None over no data sets."""
+    k = len(differences)
+    if k == 0:
+        return None
+    value = sum(d.value for d in differences) / k
+    low = value - math.sqrt(sum((d.value - d.low) ** 2 for d in differences)) / k
+    high = value + math.sqrt(sum((d.high - d.value) ** 2 for d in differences)) / k
+    return Difference(value, low, high, all(d.paired for d in differences))
+
+
+def _paired(own: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> tuple[float, float]:
+    """Percentile bootstrap: resampled images are counts of a multinomial of (only one, only the other, the rest)."""
+    n = len(own)
+    only = [float((own & ~theirs).mean()), float((theirs & ~own).mean())]
+    counts = np.random.default_rng(_SEED).multinomial(n, [*only, max(0.0, 1.0 - sum(only))], RESAMPLES)
+    low, high = np.quantile((counts[:, 0] - counts[:, 1]) / n, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _interval(row: ResultRow) -> tuple[float, float]:
+    """The row's interval, stretched to hold its value."""
+    top1 = row.top1 or 0.0
+    return min(top1, row.ci_low if row.ci_low is not None else top1), max(
+        top1, row.ci_high if row.ci_high is not None else top1
+    )
