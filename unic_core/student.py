@@ -73,7 +73,7 @@ class Student(nn.Module):
             self.encoder.norm = nn.LayerNorm(self.width, getattr(norm, "eps", 1e-6), elementwise_affine=False)
         _remove(self.encoder, unused)
         if config.position_embedding == "offset":
-            _use_offset(self.encoder, config)
+            use_offset(self.encoder, config.model)
 
         self._drop_paths = _replace_drop_path(self.encoder)
         rates = torch.tensor([path.rate for path in self._drop_paths])
@@ -102,6 +102,11 @@ class Student(nn.Module):
         if not self.has_blocks:
             return _tokens_per_block(self.encoder, images, has_blocks=False)[0]
         return _split(self.encoder, self.encoder.forward_features(images))
+
+    @property
+    def stride(self) -> int:
+        """Pixels per side of what one patch token stands for; UnicError where timm does not say."""
+        return token_stride(self.encoder, f"student {self.config.model}")
 
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile every block in place (regional compilation): names and state dict stay as they are."""
@@ -194,6 +199,17 @@ def resize_position_embedding(table: Tensor, old: tuple[int, int], new: tuple[in
     return torch.cat([table[:, :prefix], grid.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
 
 
+def token_stride(encoder: Any, who: str) -> int:
+    """Pixels per side of a timm model's patch, or of a cell of its final feature map; UnicError where it is unknown."""
+    patch = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
+    if isinstance(encoder, VisionTransformer | Eva | Beit) and patch is not None:
+        return int(patch[0])
+    stages = getattr(encoder, "feature_info", None)
+    if not stages:
+        raise UnicError(f"{who} does not say how large its patches are, which dense tasks need; choose another model")
+    return int(stages[-1]["reduction"])
+
+
 def _tokens_per_block(encoder: Any, images: Tensor, has_blocks: bool) -> list[Tokens]:
     """Tokens of every block of a ViT, or the final feature map of any other backbone."""
     if has_blocks:
@@ -222,7 +238,7 @@ def _arguments(config: StudentConfig) -> dict[str, Any]:
         close = difflib.get_close_matches(config.model, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else "; timm.list_models() lists them all"
         raise UnicError(f"student.model {config.model!r} is not a timm model{hint}")
-    known = _known_arguments(config.model)
+    known = known_arguments(config.model)
     arguments: dict[str, Any] = {"num_classes": 0}
     for setting, names in _TIMM_NAMES.items():
         value = getattr(config, setting)
@@ -244,7 +260,7 @@ def _arguments(config: StudentConfig) -> dict[str, Any]:
 
 
 @lru_cache
-def _known_arguments(model: str) -> frozenset[str]:
+def known_arguments(model: str) -> frozenset[str]:
     """The names of all arguments that the constructor of a timm model takes."""
     with torch.device("meta"):
         cls = type(timm.create_model(model, num_classes=0))
@@ -324,13 +340,13 @@ def _replace_drop_path(encoder: nn.Module) -> tuple[SampleDropPath, ...]:
     return paths
 
 
-def _use_offset(encoder: Any, config: StudentConfig) -> None:
-    """Resize position embeddings as the published model does, from now on."""
+def use_offset(encoder: Any, model: str) -> None:
+    """Resize position embeddings as the published model does, from now on; UnicError where there are none."""
     learned = type(encoder) is VisionTransformer and encoder.pos_embed is not None
     if not learned:
         raise UnicError(
             f"student.position_embedding 'offset' needs a plain ViT with learned position embeddings, "
-            f"which {config.model} is not: set it to 'timm'"
+            f"which {model} is not: set it to 'timm'"
         )
     encoder._pos_embed = MethodType(_embed_with_offset, encoder)
 

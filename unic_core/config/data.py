@@ -10,11 +10,15 @@ from unic_core.config.base import Fraction, Frozen, Name, NonNegative, Positive
 
 
 class DatasetConfig(Frozen):
-    """A data set to prepare. `source` is `folder:`, `list:`, `wds:`, `idx:`, `torchvision:` or `sklearn:` + place."""
+    """A data set to prepare. `source` is `folder:`, `list:`, `wds:`, `idx:`, `torchvision:` or `sklearn:` + place.
+
+    Images with masks or depths: `dense:`, `ade20k:` or `nyu:` + place.
+    """
 
     name: Name = Field(description="how probes and data.train refer to it")
     source: str = Field(
-        pattern=r"^(folder|list|wds|idx|torchvision|sklearn):.+", description="kind and place of the images"
+        pattern=r"^(folder|list|wds|idx|torchvision|sklearn|dense|ade20k|nyu):.+",
+        description="kind and place of the images",
     )
     license: str = Field("unknown", description="license of the images")
     limit: dict[str, Positive] = Field({}, description="keep at most this many images of a split")

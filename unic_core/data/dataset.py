@@ -17,8 +17,9 @@ import numpy as np
 
 from unic_core.data.cache import FileCache
 from unic_core.data.decode import BrokenImageError
+from unic_core.data.listing import Target
 from unic_core.data.reading import Block, ShardFiles
-from unic_core.data.shards import BLOCK, FORMAT, INFO_NAME, ShardInfo, parse_index
+from unic_core.data.shards import BLOCK, COLUMNS, FORMAT, INFO_NAME, ShardInfo, parse_index
 from unic_core.data.subset import Indices
 from unic_core.errors import UnicError
 from unic_core.storage import Store, join, open_store
@@ -43,6 +44,7 @@ class ShardedDataset:
     Attributes:
         name, fingerprint, license, classes: as in dataset.json.
         labels: int64 [n], -1 without a label.
+        target: what `read_target` gives: "mask", "depth", or "none".
     """
 
     def __init__(self, uri: str, split: str, cache: Path | None = None, cache_bytes: int = 200 * 2**30) -> None:
@@ -60,6 +62,7 @@ class ShardedDataset:
         self.fingerprint: str = info["fingerprint"]
         self.license: str = info["license"]
         self.classes: tuple[str, ...] = tuple(info["classes"])
+        self.target: Target = info.get("target", "none")
         self._shards = [ShardInfo(**shard) for shard in info["splits"][split]["shards"]]
         with ThreadPoolExecutor(_INDEX_THREADS) as pool:
             files = list(pool.map(partial(_fetch_index, store), self._shards))
@@ -120,6 +123,20 @@ class ShardedDataset:
                 raise BrokenImageError("its bytes differ from their checksum")
         return record[BLOCK:]
 
+    def read_target(self, index: int) -> bytes:
+        """The PNG of a sample's mask or depth; errors as in `read`, and UnicError where the data set has none."""
+        if self.target == "none":
+            raise UnicError(f"{self.uri} has neither masks nor depths; prepare it from a dense source")
+        shard = self._place(index)[0].shard
+        offset, length, checksum = self._index[index, COLUMNS:].tolist()
+        block = Block(shard, offset - BLOCK, length + BLOCK)
+        record = self._files.read(block, lambda: block)
+        if not _is_header(record, length) or zlib.crc32(memoryview(record)[BLOCK:]) != checksum:
+            record = self._files.read_again(block, block)
+            if not _is_header(record, length) or zlib.crc32(memoryview(record)[BLOCK:]) != checksum:
+                raise self._damaged(shard)
+        return record[BLOCK:]
+
     def key(self, index: int) -> str:
         """`<shard>/<key>`: names the sample in messages and, in that tar, for any other tool."""
         block, around = self._place(index)
@@ -143,7 +160,7 @@ class ShardedDataset:
 
     def _is_intact(self, index: int, record: bytes) -> bool:
         """Whether a record is a tar header and the image that the index describes."""
-        _, length, _, checksum = self._index[index]
+        _, length, _, checksum = self._index[index, :COLUMNS]
         return _is_header(record, length) and zlib.crc32(memoryview(record)[BLOCK:]) == checksum
 
     def _damaged(self, shard: int) -> UnicError:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from unic_core.data.subset import Indices
 from unic_core.errors import UnicError
 from unic_core.storage import LocalStore, Store
 
+Target = Literal["none", "mask", "depth"]  # of every image, besides its label
 UNLABELED = -1
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
 SPLIT_NAMES = frozenset(("train", "training", "val", "valid", "validation", "test", "trainval", "unlabeled"))
@@ -31,6 +32,7 @@ class SourceSplit:
     rows: what `read` needs to load each image: a path, a place in a tar, or pixels; small and fit to be pickled.
     read: the encoded file, or the pixels, of one row; can be pickled, safe to call from several threads.
     sequential: images lie one after the other in large files and are best read in order.
+    read_target: the PNG of a row's mask or depth (`unic_core.data.dense`); it can be pickled, too.
     """
 
     keys: Sequence[str]
@@ -38,6 +40,7 @@ class SourceSplit:
     rows: Sequence[Any] | Pixels
     read: Callable[[Any], bytes | Pixels]
     sequential: bool = False
+    read_target: Callable[[Any], bytes] | None = None
 
     def load(self, index: int) -> bytes | Pixels:
         """Image `index`."""
@@ -46,7 +49,7 @@ class SourceSplit:
     def part(self, indices: Sequence[int]) -> SourceSplit:
         """These images alone: what another process is given, which never holds the whole listing."""
         keys, rows = [self.keys[i] for i in indices], [self.rows[i] for i in indices]
-        return SourceSplit(keys, self.labels[list(indices)], rows, self.read, self.sequential)
+        return replace(self, keys=keys, labels=self.labels[list(indices)], rows=rows)
 
 
 def identity(row: Pixels) -> Pixels:
@@ -56,11 +59,12 @@ def identity(row: Pixels) -> Pixels:
 
 @dataclass(frozen=True)
 class Source:
-    """Splits by name, class names by label, and a sha256 over everything that defines the content."""
+    """Splits by name, class names by label, a sha256 over everything that defines the content, what targets are."""
 
     splits: dict[str, SourceSplit]
     classes: tuple[str, ...]
     content: str
+    target: Target = "none"
 
 
 def content_hash(parts: Iterable[str | bytes]) -> str:

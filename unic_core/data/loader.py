@@ -346,6 +346,11 @@ class _TrainImages(Dataset[_Answer]):
 # ---------------------------------------------------------------- evaluation
 
 
+def in_workers(images: Dataset[T], workers: int, prefetch: int = 2) -> Generator[T, None, None]:
+    """What `images` gives for 0, 1, 2, ..., in this order, loaded by `workers` processes."""
+    return _answers(images, None, workers, prefetch)
+
+
 def eval_batches(
     dataset: ShardedDataset, image_size: int, batch: int, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:

@@ -39,6 +39,7 @@ from unic_core.data.shards import (
 )
 from unic_core.data.sources import open_source
 from unic_core.data.subset import Indices, balanced, shuffled
+from unic_core.data.targets import check_size
 from unic_core.errors import UnicError
 from unic_core.storage import Store, join, open_store
 
@@ -71,6 +72,7 @@ def prepare_dataset(
         UnicError: nothing at the source, an unknown split, too many broken images, no space left.
     """
     source = open_source(config.source)
+    _check_dense(config, source)
     chosen = _choose(source, config)
     fingerprint = _fingerprint(source, config)
     uri = join(root, "datasets", config.name, fingerprint)
@@ -88,12 +90,23 @@ def prepare_dataset(
         "images": {"short_side": config.short_side, "corruption": config.corruption},
         "splits": splits,
     }
+    if source.target != "none":
+        info["target"] = source.target
     store.put(INFO_NAME, json.dumps(info, indent=1).encode())
     store.delete(list(store.list(f"{_PARTS}/")))
     skipped = sum(split["skipped_count"] for split in splits.values())
     if skipped:
         _log.warning("%s: %d unreadable images were skipped; %s lists them", config.name, skipped, join(uri, INFO_NAME))
     return uri
+
+
+def _check_dense(config: DatasetConfig, source: Source) -> None:
+    """UnicError where a change of the images would not fit their masks or depths."""
+    if source.target != "none" and (config.short_side is not None or config.corruption == "rotation"):
+        raise UnicError(
+            f"{config.source} has a {source.target} for every image, which short_side and rotation would not change; "
+            f"remove them from data set {config.name}"
+        )
 
 
 def _is_complete(store: Store, config: DatasetConfig) -> bool:
@@ -145,17 +158,22 @@ def encode_sample(split: SourceSplit, config: DatasetConfig, position: int, inde
     stem = re.sub(r"[^A-Za-z0-9-]+", "_", PurePosixPath(key).stem)[-60:]
     name = f"{index:08d}_{stem}"  # fits the 100 characters of a tar header
     extension: str | None = "png"
+    target: bytes | None = None
     try:
         loaded = split.load(position)
+        if split.read_target is not None:
+            target = split.read_target(split.rows[position])
         if isinstance(loaded, bytes):
             image = decode(loaded)  # also finds out whether the file is whole
+            if target is not None:
+                check_size(image, target)
             extension = image_format(loaded)
             changes = config.corruption != "none" or config.short_side not in (None, min(image.shape[1:]))
             if extension is not None and not changes:
-                return Sample(name, extension, loaded, label)
+                return Sample(name, extension, loaded, label, target)
             loaded = to_pixels(image)
     except FileNotFoundError:
-        return Skipped(key, "the file is gone")
+        return Skipped(key, "the file is gone" if split.read_target is None else "it or its target is missing")
     except OSError as error:
         raise UnicError(f"cannot read {key} of {config.source}: {error.strerror or error}; make it readable") from error
     except BrokenImageError as error:
@@ -164,7 +182,7 @@ def encode_sample(split: SourceSplit, config: DatasetConfig, position: int, inde
     if config.short_side is not None:
         pixels = resize_short_side(pixels, config.short_side)
     extension = "jpg" if extension == "jpg" else "png"
-    return Sample(name, extension, encode(pixels, extension), label)
+    return Sample(name, extension, encode(pixels, extension), label, target)
 
 
 # ---------------------------------------------------------------- one shard
@@ -302,7 +320,8 @@ def _images_per_shard(config: DatasetConfig, split: SourceSplit, order: Indices)
 
 def _stored_bytes(sample: Sample) -> int:
     """Bytes of a sample in a tar: each file has a header and is padded to whole blocks."""
-    return BLOCK * (1 + math.ceil(len(sample.data) / BLOCK) + 2 * (sample.label >= 0))
+    target = 0 if sample.target is None else 1 + math.ceil(len(sample.target) / BLOCK)
+    return BLOCK * (1 + math.ceil(len(sample.data) / BLOCK) + 2 * (sample.label >= 0) + target)
 
 
 def _finished(store: Store, plan: Iterable[str]) -> dict[str, ShardRecord]:

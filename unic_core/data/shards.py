@@ -1,8 +1,10 @@
 """The shard format: plain WebDataset tars with an index, reproducible to the byte.
 
 `<split>-00000.tar` holds `<key>.<ext>` and, with a label, `<key>.cls`; `<split>-00000.npy` is int64 [n, 4]: offset
-of the image in the tar, its length in bytes, label (-1 without one), CRC-32 of the image. Tars carry no time and no
-owner. The checksum lets any single image be verified wherever it was read from: a disk, a cache, a part of an object.
+of the image in the tar, its length in bytes, label (-1 without one), CRC-32 of the image. In a dense data set every
+image is followed by `<key>.target.png`, and the index has the target's offset, length and CRC-32 as well: [n, 7].
+Tars carry no time and no owner. The checksum lets any single image be verified wherever it was read from: a disk, a
+cache, a part of an object.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from unic_core.errors import UnicError
 BLOCK = 512  # of a tar: every header and every file starts at a multiple
 FORMAT = 2  # of dataset.json and the shards
 INFO_NAME = "dataset.json"
-COLUMNS = 4  # of an index
+COLUMNS, TARGET_COLUMNS = 4, 3  # of an index, and what a target adds
 
 
 class Sample(NamedTuple):
@@ -34,6 +36,7 @@ class Sample(NamedTuple):
     extension: str
     data: bytes
     label: int
+    target: bytes | None = None  # PNG
 
 
 class Skipped(NamedTuple):
@@ -80,7 +83,7 @@ class ShardWriter:
     def __init__(self, path: Path) -> None:
         self._file: BinaryIO = path.open("wb")
         self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
-        self._rows: list[tuple[int, int, int, int]] = []
+        self._rows: list[tuple[int, ...]] = []
 
     @property
     def size(self) -> int:
@@ -93,19 +96,23 @@ class ShardWriter:
         return len(self._rows)
 
     def add(self, sample: Sample) -> None:
-        """Append one image and its label."""
+        """Append one image with its label and target; all images of a shard have a target, or none."""
         offset = self._add_file(f"{sample.key}.{sample.extension}", sample.data)
         if sample.label >= 0:
             self._add_file(f"{sample.key}.cls", str(sample.label).encode())
-        self._rows.append((offset, len(sample.data), sample.label, zlib.crc32(sample.data)))
+        row: tuple[int, ...] = (offset, len(sample.data), sample.label, zlib.crc32(sample.data))
+        if sample.target is not None:
+            offset = self._add_file(f"{sample.key}.target.png", sample.target)
+            row += (offset, len(sample.target), zlib.crc32(sample.target))
+        self._rows.append(row)
 
     def close(self) -> NDArray[np.int64]:
-        """Finish the tar; returns the index [n, 4]."""
+        """Finish the tar; returns the index [n, 4 or 7]."""
         self._tar.close()
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        return np.array(self._rows, dtype=np.int64).reshape(-1, COLUMNS)
+        return np.array(self._rows, dtype=np.int64).reshape(-1, len(self._rows[0]) if self._rows else COLUMNS)
 
     def abort(self) -> None:
         """Close the file without finishing it."""
@@ -126,11 +133,11 @@ def index_bytes(index: NDArray[np.int64]) -> bytes:
 
 
 def parse_index(data: bytes, where: str) -> NDArray[np.int64]:
-    """The index [n, 4] of a .npy file; UnicError when it is none."""
+    """The index [n, 4 or 7] of a .npy file; UnicError when it is none."""
     try:
         index: NDArray[np.int64] = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise UnicError(f"{where} is no shard index ({error}); prepare the data set again") from None
-    if index.ndim != 2 or index.shape[1] != COLUMNS or index.dtype != np.int64:
+    if index.ndim != 2 or index.shape[1] not in (COLUMNS, COLUMNS + TARGET_COLUMNS) or index.dtype != np.int64:
         raise UnicError(f"{where} is no shard index of shape [n, {COLUMNS}]; prepare the data set again")
     return index

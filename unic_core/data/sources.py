@@ -1,10 +1,14 @@
-"""Where images come from: `folder:`, `list:`, `wds:`, `idx:`, `torchvision:` and `sklearn:`, each with a place."""
+"""Where images come from: `folder:`, `list:`, `wds:`, `idx:`, `torchvision:`, `sklearn:`, each with a place.
+
+`dense:`, `ade20k:` and `nyu:` are images with a mask or depths each.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from unic_core.data.arrays import digits_source, idx_source, torchvision_source
+from unic_core.data.dense_sources import ade20k_source, dense_source, nyu_source
 from unic_core.data.folders import folder_source, list_source
 from unic_core.data.listing import Source
 from unic_core.data.webdataset import webdataset_source
@@ -24,6 +28,9 @@ def open_source(source: str) -> Source:
         "idx": idx_source,
         "torchvision": torchvision_source,
         "sklearn": digits_source,
+        "dense": dense_source,
+        "ade20k": ade20k_source,
+        "nyu": nyu_source,
     }
     kind, _, place = source.partition(":")
     if kind not in kinds:

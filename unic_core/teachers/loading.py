@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unic_core.config import TeacherConfig
 from unic_core.errors import UnicError
-from unic_core.student import resize_position_embedding
+from unic_core.student import known_arguments, resize_position_embedding, use_offset
 from unic_core.teachers.converters import check_fit, convert
 from unic_core.teachers.folding import fold_batch_norms
 from unic_core.teachers.hub import check_hub, create_pretrained, hosted
@@ -38,6 +38,7 @@ def load_teacher(
     dtype: torch.dtype = torch.float32,
     cache: Path | None = None,
     fold: bool = True,
+    any_size: bool = False,
 ) -> Teacher:
     """The teacher that `config` names, frozen, on `device`, computing in `dtype`.
 
@@ -45,22 +46,28 @@ def load_teacher(
         grid: (h, w) of the student's patch tokens, to which the teacher's are resized; None leaves them.
         cache: directory for weights that are fetched.
         fold: fold batch norms into the convolutions before them; the features stay the same.
+        any_size: images of any size keep it, as dense tasks need; position embeddings are resized to each.
 
     Raises:
         UnicError: unknown teacher, weights that can't be had or don't fit, tokens that it doesn't have.
     """
-    spec = resolve(config)
+    spec = _for_any_size(resolve(config)) if any_size else resolve(config)
     if grid is not None and grid[0] != grid[1]:
         raise UnicError(f"the student's grid is {grid[0]} x {grid[1]}, but teachers see square images; make it square")
     with torch.random.fork_rng(devices=[]):  # building a model draws numbers; the run's own must not depend on it
         model, sha256 = _load_model(spec, cache)
-        _resize(model, spec)
+        if not any_size:
+            _resize(model, spec)
+        elif spec.position == "offset":
+            use_offset(model, spec.model)
     if fold:
         size = spec.image_size
         images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
         model = fold_batch_norms(model.eval(), images)
     model.to(device, dtype)
-    return Teacher(name=config.name, model=model, spec=spec, tokens=config.tokens, grid=grid, sha256=sha256)
+    return Teacher(
+        name=config.name, model=model, spec=spec, tokens=config.tokens, grid=grid, sha256=sha256, any_size=any_size
+    )
 
 
 def check_weights(config: TeacherConfig, cache: Path | None = None) -> None:
@@ -166,6 +173,16 @@ def _resize(model: Any, spec: TeacherSpec) -> None:
         prefix = table.shape[1] - math.prod(old)
         resized = resize_position_embedding(table.detach(), old, model.patch_embed.grid_size, prefix)
         model.pos_embed = nn.Parameter(resized)
+
+
+def _for_any_size(spec: TeacherSpec) -> TeacherSpec:
+    """The spec of a model that takes images of any size that its patches divide. CNNs do so anyway."""
+    known = known_arguments(spec.model)
+    if "dynamic_img_size" in known:
+        return spec.model_copy(update={"model_args": {**spec.model_args, "dynamic_img_size": True}})
+    if "img_size" in known:
+        raise UnicError(f"teacher {spec.id} takes images of one size only, so it can't do dense tasks")
+    return spec
 
 
 def _seed(source: str) -> int:

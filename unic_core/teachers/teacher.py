@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unic_core.errors import UnicError
+from unic_core.student import token_stride
 from unic_core.teachers.registry import PatchSource, TeacherSpec
 from unic_core.tokens import TokenKind
 
@@ -37,14 +38,16 @@ class Teacher(nn.Module):
         tokens: tuple[TokenKind, ...],
         grid: tuple[int, int] | None,
         sha256: str,
+        any_size: bool = False,
     ) -> None:
         """`model` is at the resolution of `spec`, `grid` (h, w) is the student's, None the
-        teacher's own. One image is passed as a test.
+        teacher's own. One image is passed as a test. With `any_size` images keep their size, which must be a
+        multiple of `stride` and need not be square.
 
         Raises UnicError when the model does not have the tokens asked for.
         """
         super().__init__()
-        self.name, self.tokens, self.grid, self.sha256 = name, tokens, grid, sha256
+        self.name, self.tokens, self.grid, self.sha256, self.any_size = name, tokens, grid, sha256, any_size
         self.model: Any = model.eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1), persistent=False)
@@ -82,6 +85,11 @@ class Teacher(nn.Module):
             features = self.model.forward_features(self._prepare(images))
             return {kind: self._read(kind, features).float() for kind in self.tokens}
 
+    @property
+    def stride(self) -> int:
+        """Pixels per side of what one patch token stands for; UnicError where timm does not say."""
+        return token_stride(self.model, f"teacher {self.name}")
+
     def manifest(self) -> dict[str, Any]:
         """What identifies the teacher in checkpoints and model cards."""
         spec = self.spec
@@ -98,10 +106,10 @@ class Teacher(nn.Module):
         """Own resolution, normalization, dtype and memory format."""
         height, width = images.shape[-2:]
         size = self.spec.image_size
-        if height != width:
+        if height != width and not self.any_size:
             raise UnicError(f"teacher {self.name} sees square images, not {height} x {width}; make the images square")
         x = images.float()
-        if height != size:
+        if height != size and not self.any_size:
             # bicubic overshoots: back into the range of an image
             x = F.interpolate(x, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
         x = ((x - self.mean) / self.std).to(next(self.model.parameters()).dtype)
@@ -119,8 +127,10 @@ class Teacher(nn.Module):
         """[B, h * w, D] on the student's grid."""
         if self.spec.patch == "tokens":
             tokens = features[:, self._prefix :]
+            if self.grid is None:
+                return tokens
             grid = self._token_grid(tokens.shape[1])
-            if self.grid in (None, grid):
+            if self.grid == grid:
                 return tokens
             maps = tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
         else:

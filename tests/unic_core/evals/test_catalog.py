@@ -69,6 +69,22 @@ def test_the_layout_of_eurosat_gets_a_fixed_test_split(tmp_path: Path) -> None:
     assert all(finding.ok for finding in check_copy(entry, tmp_path))
 
 
+def test_dense_sets_are_counted(tmp_path: Path) -> None:
+    mask = np.ones((8, 8), np.uint8)
+    for split in ("training", "validation"):
+        image(tmp_path / "ade" / "images" / split / "1.jpg")
+        (tmp_path / "ade" / "annotations" / split).mkdir(parents=True)
+        Image.fromarray(mask).save(tmp_path / "ade" / "annotations" / split / "1.png")
+    entry = replace(find_entry("ade20k"), counts={"training": 1, "validation": 1})
+    assert all(finding.ok for finding in check_copy(entry, tmp_path / "ade"))
+    for name in ("train", "test"):
+        image(tmp_path / "nyu" / "den" / "rgb.jpg")
+        Image.fromarray(mask.astype(np.uint16)).save(tmp_path / "nyu" / "den" / "depth.png")
+        (tmp_path / "nyu" / f"nyu_{name}.txt").write_text("den/rgb.jpg den/depth.png 518.9\n")
+    entry = replace(find_entry("nyu-depth-v2"), counts={"train": 1, "test": 1})
+    assert all(finding.ok for finding in check_copy(entry, tmp_path / "nyu"))
+
+
 def test_missing_files_are_named_and_nothing_is_fetched(tmp_path: Path) -> None:
     image(tmp_path / "food-101" / "images" / "pie" / "1.jpg")
     findings = check_copy(find_entry("food101"), tmp_path)

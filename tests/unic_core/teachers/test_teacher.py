@@ -264,3 +264,25 @@ class TestRefused:
         torch.save(state, tmp_path / "w.pth")
         with pytest.raises(UnicError, match="not finite"):
             load(weights=str(tmp_path / "w.pth"))
+
+
+# ---------------------------------------------------------------- dense tasks
+
+
+@pytest.mark.parametrize(("model", "stride"), [("timm:vit_tiny_patch16_224", 16), ("timm:convnext_atto", 32)])
+def test_images_of_any_size_keep_it(model: str, stride: int) -> None:
+    config = TeacherConfig(name="t", model=model, weights="random://0")
+    dense = load_teacher(config, any_size=True)
+    assert dense.stride == stride
+    tokens = dense(torch.rand(2, 3, 3 * stride, 5 * stride))
+    assert tokens["patch"].shape[:2] == (2, 15)
+    images = torch.rand(1, 3, dense.spec.image_size, dense.spec.image_size)
+    plain = load_teacher(config)
+    assert dense.sha256 == plain.sha256
+    torch.testing.assert_close(dense(images), plain(images))
+
+
+def test_a_model_of_one_size_is_refused_for_dense_tasks() -> None:
+    config = TeacherConfig(name="t", model="timm:beit_base_patch16_224", weights="random://0")
+    with pytest.raises(UnicError, match="takes images of one size only"):
+        load_teacher(config, any_size=True)
