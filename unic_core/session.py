@@ -173,7 +173,7 @@ def _in_training_probe(config: RunConfig, datasets: dict[str, str], cache: Path 
     if evaluation.knn_every is None:
         return None
     first, size = evaluation.probes[0], config.student.image_size
-    name = first.train_on or first.dataset
+    name = first.trained_on
     train = ShardedDataset(datasets.get(name, name), first.train_split, cache, config.data.cache_bytes)
     test = ShardedDataset(datasets.get(first.dataset, first.dataset), first.test_split, cache, config.data.cache_bytes)
     return InTrainingKnn(

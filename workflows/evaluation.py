@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -51,7 +50,6 @@ class ProbeSet:
 
     config: ProbeConfig
     test: ShardedDataset
-    classifier: Literal["logreg", "sgd"]
 
 
 def evaluate_group(
@@ -61,7 +59,7 @@ def evaluate_group(
 
     A model or test set that fails becomes rows with an error; the others go on.
     """
-    probes = [probe for probe in config.evaluation.probes if (probe.train_on or probe.dataset) == group]
+    probes = [probe for probe in config.evaluation.probes if probe.trained_on == group]
     rows: list[ResultRow] = []
     subjects = list(_subjects(config, run))
     try:
@@ -74,7 +72,7 @@ def evaluate_group(
         for probe in probes:
             try:
                 test = _open(config, _with(config, root, datasets, probe.dataset), probe.dataset, probe.test_split)
-                sets.append(ProbeSet(probe, test, probes[0].classifier))
+                sets.append(ProbeSet(probe, test))
             except UnicError as error:
                 rows += _failed(name, role, "", probe, error)
         try:
@@ -104,9 +102,8 @@ def _probe(
         say(f"{subject.name}: known from an earlier run")
         return rows
     say(f"{subject.name}: features of {len(train):,} training images of {train.name}")
-    classifier = missing[0].classifier
     features = _features(config, root, subject, train)
-    fitted = fit_probe(features, config.evaluation, config.seed, _device(), classifier)
+    fitted = fit_probe(features, config.evaluation, config.seed, _device(), missing[0].config.classifier)
     for item in missing:
         new = []
         try:
@@ -182,7 +179,7 @@ def _teacher(config: TeacherConfig, dtype: torch.dtype) -> Subject:
 def _cache_key(config: RunConfig, subject: Subject, train: ShardedDataset, item: ProbeSet) -> str:
     """What a result depends on; anything else about the run may differ."""
     free = {"probes", "random_student", "batch"}
-    evaluation = config.evaluation.model_dump(mode="json", exclude=free) | {"classifier": item.classifier}
+    evaluation = config.evaluation.model_dump(mode="json", exclude=free) | {"classifier": item.config.classifier}
     parts = [subject.sha256, subject.image_size, train.fingerprint, item.config.train_split, item.test.fingerprint,
              item.config.test_split, item.config.dataset, item.config.group, evaluation, config.seed]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest() + ".json"

@@ -70,9 +70,11 @@ def prepare(config: RunConfig, root: str, progress: Progress = _quiet, workers: 
 
 
 def check(config: RunConfig) -> None:
-    """UnicError for what can be told of a config without data: its models and the teachers' files."""
+    """UnicError for what can be told of a config without data: its probes, its models and the teachers' files."""
+    from unic_core.config.evaluation import check_probes
     from unic_core.task import check_models
 
+    check_probes(config.evaluation.probes, config.datasets)
     check_models(config, Path(config.data.cache) if config.data.cache else None)
 
 
@@ -123,10 +125,17 @@ def distill(
 
 
 def probe_groups(config: RunConfig) -> list[str]:
-    """The fan-out: each data set that classifiers are trained on, with all test sets that use them."""
+    """The fan-out: each data set that classifiers are trained on, with all test sets that use them.
+
+    Raises:
+        UnicError: there is nothing to probe, or a probe names a data set or split that is not prepared.
+    """
+    from unic_core.config.evaluation import check_probes
+
     if not config.evaluation.probes:
         raise UnicError(f"config {config.name}: evaluation.probes is empty; name at least one data set to probe")
-    return list(dict.fromkeys(probe.train_on or probe.dataset for probe in config.evaluation.probes))
+    check_probes(config.evaluation.probes, config.datasets)
+    return list(dict.fromkeys(probe.trained_on for probe in config.evaluation.probes))
 
 
 def evaluate(

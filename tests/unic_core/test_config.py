@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from unic_core.config import dump_config, json_schema, load_config, parse_config
+from unic_core.config.evaluation import check_probes
 from unic_core.errors import UnicError
 from unic_core.recipes import RECIPES
 
@@ -63,6 +64,15 @@ def test_another_kind_starts_the_section_afresh() -> None:
         ("loss.cls={cosine: 0, smooth_l1: 0}", "both 0"),
         ("teachers.0.tokens=[cls, cls]", "each once"),
         ("evaluation.knn_k=[]", "at least one k"),
+        ("evaluation.probes=[{dataset: a, train_on: b}, {dataset: a}]", "probes: 'a' is tested twice"),
+        (
+            "evaluation.probes=[{dataset: a}, {dataset: b, train_on: a, classifier: sgd}]",
+            "'a' and 'b' share the classifier trained on 'a', but differ in classifier",
+        ),
+        (
+            "evaluation.probes=[{dataset: a}, {dataset: b, train_on: a, train_split: all}]",
+            "differ in train_split; give both the same",
+        ),
         ("name=Has Spaces", "name"),
         ("nonsense", "write it as key.path=value"),
         ("name={", "must be YAML"),
@@ -85,6 +95,26 @@ def test_impossible_combinations_are_refused() -> None:
     weights = {**data, "balancer": {"kind": "fixed", "weights": {"other": 1.0}}}
     with pytest.raises(UnicError, match="name each teacher once"):
         parse_config(weights)
+
+
+@pytest.mark.parametrize(
+    ("probes", "sentence"),
+    [
+        ("[{dataset: digit}]", "names 'digit', which is not in datasets; choose from digits, add it"),
+        ("[{dataset: digits, train_on: letters}]", "names 'letters'"),
+        ("[{dataset: digits, test_split: val}]", "needs the split 'val' of digits, but datasets prepares only train"),
+        ("[{dataset: 's3://b/p/0123', train_on: digits, test_split: any}]", None),
+    ],
+)
+def test_probes_of_sets_that_are_not_prepared_are_refused(probes: str, sentence: str | None) -> None:
+    overrides = [f"evaluation.probes={probes}", "datasets.0.splits=[train, test]"]
+    config = load_config("smoke", overrides)
+    if sentence is None:
+        check_probes(config.evaluation.probes, config.datasets)
+        return
+    with pytest.raises(UnicError) as error:
+        check_probes(config.evaluation.probes, config.datasets)
+    assert sentence in str(error.value)
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,7 +15,10 @@ from unic_core.storage import open_store
 from unic_core.student import Student
 from workflows.evaluation import evaluate_group
 
-PROBES = "[{dataset: digits}, {dataset: nowhere, train_on: digits, group: shift}]"
+if TYPE_CHECKING:
+    from tests.workflows.conftest import S3
+
+PROBES = "[{dataset: digits}, {dataset: /nowhere/images, train_on: digits, group: shift}]"
 
 
 @pytest.fixture
@@ -36,9 +40,9 @@ def test_a_broken_set_fails_alone_and_a_repeat_computes_only_what_is_missing(con
     names = ("student", "random student", "lite0")
     assert {(row.model, row.protocol) for row in good} == {(m, p) for m in names for p in ("logreg", "knn")}
     assert all(row.error is None for row in good)
-    broken = [row for row in rows if row.dataset == "nowhere"]
+    broken = [row for row in rows if row.dataset == "/nowhere/images"]
     assert len(broken) == 6
-    assert all("not prepared" in (row.error or "") for row in broken)
+    assert all("no finished data set at /nowhere/images" in (row.error or "") for row in broken)
 
     again, lines = evaluate()
     assert lines == [f"{name}: known from an earlier run" for name in names]
@@ -46,8 +50,29 @@ def test_a_broken_set_fails_alone_and_a_repeat_computes_only_what_is_missing(con
     for path in (tmp_path / "root" / "cache" / "rows").iterdir():
         path.unlink()
     assert len(list((tmp_path / "root" / "cache" / "features").rglob("*.npy"))) == 6  # three models, two splits
-    datasets = {"digits": datasets["digits"]}
     for tar in (tmp_path / "root" / "datasets").rglob("*.tar"):
         tar.unlink()  # images are not needed any more: only features are read
     fresh, _ = evaluate()
     assert [row.top1 for row in fresh if row.dataset == "digits"] == [row.top1 for row in good]
+
+
+@pytest.mark.slow
+def test_another_machine_reads_the_features_from_s3(config: RunConfig, s3: S3, tmp_path: Path) -> None:
+    root, run = "s3://unic/features", str(tmp_path / "run")
+    datasets = {d.name: prepare_dataset(d, root) for d in config.datasets}
+    save_student(Student(config.student), config, open_store(run).child("student"), [], license="MIT")
+
+    def on(machine: str) -> list[ResultRow]:
+        data = config.data.model_copy(update={"cache": str(tmp_path / machine / "shards")})
+        rows = evaluate_group(config.model_copy(update={"data": data}), root, "digits", datasets, run, lambda _: None)
+        return [row for row in rows if row.dataset == "digits"]
+
+    first = on("one")
+    assert all(row.error is None for row in first)
+    store = open_store(root)
+    store.delete([*store.list("cache/rows/"), *(key for key in store.list("datasets/") if key.endswith(".tar"))])
+    again = on("two")  # without images: whatever asked for a model's features would fail
+    assert [(row.model, row.protocol, row.top1) for row in again] == [(r.model, r.protocol, r.top1) for r in first]
+    read = {path.name for path in (tmp_path / "two" / "features").rglob("*.npy")}
+    assert len(read) == 2
+    assert len(list((tmp_path / "two" / "features").rglob("*.npy"))) == len(store.list("cache/features/")) == 6

@@ -19,7 +19,7 @@ ROOT = "s3://unic/steps"
 @pytest.fixture
 def config(stack: Stack) -> RunConfig:
     assert stack.mlflow.state in {"running", "external"}
-    probes = "[{dataset: digits}, {dataset: nowhere, train_on: digits, group: shift}]"
+    probes = "[{dataset: digits}, {dataset: /nowhere/images, train_on: digits, group: shift}]"
     return load_config("smoke", ["name=steps", f"evaluation.probes={probes}", "tracking.experiment=steps"])
 
 
@@ -33,9 +33,9 @@ def test_the_chain_from_images_to_report(config: RunConfig) -> None:
     rows = steps.evaluate(config, ROOT, "digits", datasets, run)
     measured = {(row.model, row.protocol) for row in rows if row.dataset == "digits"}
     assert measured == {(m, p) for m in ("student", "random student", "lite0") for p in ("logreg", "knn")}
-    failed = [row for row in rows if row.dataset == "nowhere"]
+    failed = [row for row in rows if row.dataset == "/nowhere/images"]
     assert len(failed) == 6
-    assert all(row.error and "not prepared" in row.error for row in failed)
+    assert all(row.error and "no finished data set" in row.error for row in failed)
 
     lines: list[str] = []
     again = steps.evaluate(config, ROOT, "digits", datasets, run, lines.append)

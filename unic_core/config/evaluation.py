@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from unic_core.config.base import Frozen, Positive
+from unic_core.config.data import DatasetConfig
+from unic_core.errors import UnicError
 
 
 class ProbeConfig(Frozen):
@@ -17,11 +20,16 @@ class ProbeConfig(Frozen):
     train_split: str = "train"
     test_split: str = "test"
     classifier: Literal["logreg", "sgd"] = Field(
-        "logreg", description="logistic regression, or for large sets SGD; that of the first probe with this train_on"
+        "logreg", description="logistic regression, or for large sets SGD; the same for all probes with this train_on"
     )
     group: Literal["transfer", "shift"] = Field(
         "transfer", description="transfer sets and shift sets are averaged separately"
     )
+
+    @property
+    def trained_on(self) -> str:
+        """The data set of the training images."""
+        return self.train_on or self.dataset
 
 
 class EvaluationConfig(Frozen):
@@ -55,3 +63,39 @@ class EvaluationConfig(Frozen):
         if self.knn_every is not None and not self.probes:
             raise ValueError("knn_every is set, but probes is empty: name a data set to probe")
         return self
+
+    @model_validator(mode="after")
+    def _one_result_per_set(self) -> Self:
+        """Results are told apart by the tested set, and what is trained on one set is trained once."""
+        tested: set[str] = set()
+        first: dict[str, ProbeConfig] = {}
+        for probe in self.probes:
+            if probe.dataset in tested:
+                raise ValueError(f"probes: {probe.dataset!r} is tested twice; keep one of the two")
+            tested.add(probe.dataset)
+            other = first.setdefault(probe.trained_on, probe)
+            for key in ("train_split", "classifier"):
+                if getattr(probe, key) != getattr(other, key):
+                    raise ValueError(
+                        f"probes: {other.dataset!r} and {probe.dataset!r} share the classifier trained on "
+                        f"{probe.trained_on!r}, but differ in {key}; give both the same"
+                    )
+        return self
+
+
+def check_probes(probes: Sequence[ProbeConfig], datasets: Sequence[DatasetConfig]) -> None:
+    """UnicError where a probe names a set or split that `datasets` does not prepare; a URI stands for itself."""
+    known = {dataset.name: dataset for dataset in datasets}
+    for probe in probes:
+        for name, split in ((probe.trained_on, probe.train_split), (probe.dataset, probe.test_split)):
+            if name not in known and "/" not in name:
+                raise UnicError(
+                    f"evaluation.probes names {name!r}, which is not in datasets; choose from "
+                    f"{', '.join(known) or 'none'}, add it, or give the URI of a prepared data set"
+                )
+            splits = known[name].splits if name in known else None
+            if splits is not None and split not in splits:
+                raise UnicError(
+                    f"evaluation.probes needs the split {split!r} of {name}, but datasets prepares only "
+                    f"{', '.join(splits)}; add it to splits"
+                )
