@@ -4,6 +4,7 @@ tests all call these; nothing else does the work.
     <root>/datasets/<name>/<fingerprint>/   prepared images
     <root>/runs/<run>/checkpoints/          what training continues from
     <root>/runs/<run>/student/              the student in timm's layout
+    <root>/runs/<run>/distilled.yaml        the config it was made from, written last
     <root>/runs/<run>/rows/<probe>.json     results of one data set, all models
     <root>/runs/<run>/report/               index.html, report.md, pictures, rows
     <root>/cache/rows/<key>.json            results of teachers, shared by all runs
@@ -27,6 +28,8 @@ from unic_core.storage import Store, join, open_store
 
 if TYPE_CHECKING:  # `unic demo` and `unic pipeline run` only start these stages: they stay light
     from unic_core.evals.results import ResultRow
+
+DISTILLED = "distilled.yaml"
 
 Progress = Callable[[str, int, int | None], None]
 Say = Callable[[str], None]
@@ -101,6 +104,7 @@ def distill(
                 for key in store.list("student/"):
                     store.download(key, Path(directory) / key.removeprefix("student/"))
                 tracking.log_student(parent, Path(directory), config)
+        store.put(DISTILLED, text)
     return run
 
 
@@ -144,8 +148,15 @@ def evaluate(
     return rows
 
 
-def report(config: RunConfig, run: str, say: Say = _quiet) -> dict[str, float]:
-    """Compare the student with its teachers from the rows of all probes; writes and tracks the report."""
+def report(config: RunConfig, run: str) -> dict[str, float]:
+    """Compare the student with its teachers from the rows of all probes; writes and tracks the report.
+
+    Returns:
+        The student's scores, as `unic_core.report.Report` names them.
+
+    Raises:
+        UnicError: there are no rows yet.
+    """
     from unic_core.evals.results import dump_rows
     from unic_core.report import build_report
     from workflows import tracking
@@ -167,9 +178,29 @@ def report(config: RunConfig, run: str, say: Say = _quiet) -> dict[str, float]:
     for name, data in files.items():
         store.put(f"report/{name}", data)
     tracking.log_report(config, parent, files, result.metrics)
-    say(tracking.promote(config, parent))
-    tracking.finish_parent(parent)
     return result.metrics
+
+
+def promote(config: RunConfig) -> str:
+    """Make the student the champion of the model registry if it beats the present one; ends the run in MLflow.
+
+    Returns:
+        One sentence that says what happened and why.
+    """
+    from workflows import tracking
+
+    parent = tracking.parent_run(config)
+    said = tracking.promote(config, parent)
+    tracking.finish_parent(parent)
+    return said
+
+
+def is_distilled(config: RunConfig, run: str) -> bool:
+    """Whether the run at the URI `run` has a student that was made from this very config."""
+    try:
+        return open_store(run).get(DISTILLED) == dump_config(config).encode()
+    except FileNotFoundError:
+        return False
 
 
 def read_rows(store: Store) -> list[ResultRow]:
