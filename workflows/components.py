@@ -17,16 +17,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unic_core import __version__
 from unic_core.config import dump_config, load_config
 from unic_core.errors import UnicError
-from unic_core.evals.results import ResultRow
 from unic_core.storage import join, open_store, read_uri
 from workflows import console, steps
 from workflows.request import choose_datasets, read_request
 from workflows.termination import last_words
+
+if TYPE_CHECKING:  # a step that only waits stays light
+    from unic_core.evals.results import ResultRow
 
 logger = logging.getLogger(__name__)
 
