@@ -24,6 +24,8 @@ from unic_core.config import dump_config, load_config
 from unic_core.errors import UnicError
 from unic_core.storage import join, open_store, read_uri
 from workflows import console, steps
+from workflows.launch.manifest import PATIENCE_S
+from workflows.patience import patiently
 from workflows.request import choose_datasets, read_request
 from workflows.termination import last_words
 
@@ -33,6 +35,13 @@ if TYPE_CHECKING:  # a step that only waits stays light
 logger = logging.getLogger(__name__)
 
 Metadata = dict[str, Any]
+
+POD = "KFP_POD_NAME"  # what Kubeflow tells the pod of a step
+
+
+def _patience_s() -> float:
+    """How long a step waits for S3 or MLflow to come back: in a cluster nobody else would try it again."""
+    return PATIENCE_S if POD in os.environ else 0.0
 
 
 @contextmanager
@@ -82,7 +91,7 @@ def prepare(parameters: Mapping[str, Any], code_version: str) -> Prepared:
     """
     with step("prepare", code_version):
         request = read_request(parameters)
-        if request.distill_launcher == "local" and "KFP_POD_NAME" in os.environ:
+        if request.distill_launcher == "local" and POD in os.environ:
             raise UnicError(
                 "distill_launcher is local, but a step has no room to train in; choose pytorchjob or rayjob"
             )
@@ -138,7 +147,7 @@ def distill(
             follow_job(launch, resolved, storage_root, logger.info)
             if not steps.is_distilled(resolved, run):
                 raise UnicError(f"the job ended well, but {run} has no student; delete the job and run again")
-        place = join(run, "student")
+        place, tracked = join(run, "student"), steps.tracking_record(run)
         _write(student, read_uri(join(place, "README.md")))
         return run, {
             "uri": place,
@@ -146,6 +155,8 @@ def distill(
             "model": resolved.student.model,
             "image_size": resolved.student.image_size,
             "teachers": ", ".join(teacher.name for teacher in resolved.teachers),
+            "mlflow_run": tracked.get("distill", ""),
+            "mlflow_url": tracked.get("url") or "",
             "framework": "timm",
             "format": "safetensors",
         }
@@ -162,7 +173,10 @@ def evaluate(
         The rows, shortened, as JSON: what the run's page shows and the report waits for.
     """
     with step(f"evaluate {dataset}", code_version):
-        rows = steps.evaluate(load_config(config), storage_root, dataset, datasets, run, logger.info)
+        resolved = load_config(config)
+        rows = patiently(
+            lambda: steps.evaluate(resolved, storage_root, dataset, datasets, run, logger.info), _patience_s()
+        )
         for row in (row for row in rows if row.error):
             logger.warning("%s on %s (%s): %s", row.model, row.dataset, row.protocol, row.error)
         return json.dumps([brief(row) for row in rows])
@@ -184,7 +198,8 @@ def report(
         results = [row for part in rows for row in json.loads(part)]
         missing = list(dict.fromkeys(f"{row['model']} on {row['dataset']}" for row in results if row["error"]))
         logger.info("%d results%s", len(results), f", missing: {', '.join(missing)}" if missing else "")
-        metrics = steps.report(load_config(config), run) | top1_by_model(results)
+        resolved = load_config(config)
+        metrics = patiently(lambda: steps.report(resolved, run), _patience_s()) | top1_by_model(results)
         store = open_store(join(run, "report"))
         _write(html, store.get("index.html"))
         _write(markdown, store.get("report.md"))
@@ -202,12 +217,8 @@ def promote(config: str, missing: Sequence[str], fail_on_missing: bool, code_ver
         One sentence about what happened.
     """
     with step("promote", code_version):
-        if missing and fail_on_missing:
-            raise UnicError(
-                f"{len(missing)} result(s) are missing: {', '.join(missing)}; the report says why. Mend the cause and "
-                "run again: what is there is kept"
-            )
-        said = steps.promote(load_config(config))
+        resolved, needed = load_config(config), missing if fail_on_missing else ()
+        said = patiently(lambda: steps.promote(resolved, needed), _patience_s())
         logger.info("%s", said)
         return said
 

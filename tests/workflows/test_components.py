@@ -55,15 +55,6 @@ def test_another_code_in_the_image_is_mentioned(capsys: pytest.CaptureFixture[st
     )
 
 
-def test_a_run_fails_at_its_end_when_asked_to(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as raised:
-        components.promote("unused", ["lite0 on digits", "student on cars"], True, VERSION)
-    assert raised.value.code == 2
-    assert "error: 2 result(s) are missing: lite0 on digits, student on cars; the report says why" in (
-        capsys.readouterr().out
-    )
-
-
 def test_every_model_has_its_number_for_the_compare_page() -> None:
     rows = [
         {"model": model, "dataset": "digits", "protocol": protocol, "top1": top1, "error": error}

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from unic_core.errors import OutageError
 from workflows import console
 from workflows.commands import stages
 from workflows.commands.options import root_option, with_config
+from workflows.patience import patiently
 
 if TYPE_CHECKING:
     from unic_core.config import RunConfig
 
 T = TypeVar("T")
-
-PAUSE_S = 5.0
 
 
 @click.command()
@@ -38,7 +35,7 @@ def run(config: RunConfig, root: str, until: str, patience: float) -> int:
     from workflows import steps
 
     def attempt(stage: Callable[[], T]) -> T:
-        return _patiently(stage, patience)
+        return patiently(stage, patience)
 
     where = steps.run_uri(config, root)
     if attempt(lambda: _is_complete(config, where, until)):
@@ -59,23 +56,6 @@ def run(config: RunConfig, root: str, until: str, patience: float) -> int:
     code = console.show_rows(rows)
     console.say(f"report: {where}/report/index.html")
     return code
-
-
-def _patiently(stage: Callable[[], T], patience: float) -> T:
-    """Do a stage; while a service is away, try again for `patience` seconds. Every stage may be repeated."""
-    down_since: float | None = None
-    while True:
-        begin = time.monotonic()
-        try:
-            return stage()
-        except OutageError as error:
-            now = time.monotonic()
-            if down_since is None or now - begin > patience:  # first failure, or the first after a good while
-                down_since = now
-            if now - down_since >= patience:
-                raise
-            console.logger.info("%s; trying again", str(error).partition(";")[0])
-            time.sleep(PAUSE_S)
 
 
 def _is_complete(config: RunConfig, run: str, until: str) -> bool:
