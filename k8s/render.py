@@ -3,11 +3,14 @@
 base/job.yaml                    config map, network policy and PyTorchJob of the recipe `smoke`, two pods
 overlays/rayjob/job.yaml         the same as a RayJob
 unic-job.yaml                    base/ in one file
+pipeline/unic.yaml               the Kubeflow pipeline, for upload
+pipeline/resources.yaml          the same as custom resources, for `kubectl apply`
 """
 
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,19 @@ def rendered() -> dict[str, str]:
     }
 
 
+def compiled() -> dict[str, str]:
+    """Text of the compiled pipeline's files, by their path below k8s/."""
+    from workflows.pipeline.compile import compile_pipeline
+
+    found = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for path, namespace in (("pipeline/unic.yaml", None), ("pipeline/resources.yaml", "kubeflow")):
+            file = Path(directory, path)
+            compile_pipeline(file, namespace=namespace)
+            found[path] = file.read_text()
+    return found
+
+
 def bundle(directory: Path) -> str:
     """All objects of a kustomization in one text."""
     done = subprocess.run(["kubectl", "kustomize", str(directory)], capture_output=True, text=True, check=True)
@@ -109,7 +125,7 @@ def _yaml(objects: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Write all of them."""
-    for path, text in rendered().items():
+    for path, text in (rendered() | compiled()).items():
         (HERE / path).write_text(text)
     (HERE / "unic-job.yaml").write_text(HEADER + bundle(HERE / "base"))
 

@@ -23,7 +23,8 @@ from workflows.commands.compare import compare
 from workflows.commands.datasets import datasets
 from workflows.commands.launch import cancel, launch, logs
 from workflows.commands.mirror import teachers
-from workflows.commands.options import config_argument, overrides_argument, probe_option, root_option, with_config
+from workflows.commands.options import overrides_argument, probe_option, root_option, with_config
+from workflows.commands.pipeline import pipeline
 from workflows.commands.run import run
 from workflows.termination import last_words
 
@@ -119,9 +120,9 @@ def evaluate(config: RunConfig, root: str, probes: tuple[str, ...]) -> int:
     Exit code 1 when some results are missing; they are named.
     """
     from workflows import steps
-    from workflows.components import choose_probes
+    from workflows.request import choose_datasets
 
-    chosen = choose_probes(config, probes)
+    chosen = choose_datasets(config, probes)
     datasets, run = stages.prepare(config, root), steps.run_uri(config, root)
     rows = [r for probe in chosen for r in steps.evaluate(config, root, probe, datasets, run, console.logger.info)]
     return console.show_rows(rows)
@@ -133,53 +134,17 @@ def evaluate(config: RunConfig, root: str, probes: tuple[str, ...]) -> int:
 def report(config: RunConfig, root: str) -> int:
     """Compare the student with its teachers.
 
-    Writes HTML, Markdown, pictures, CSV and JSON into the run. Exit code 1 when some results are missing; it names
-    them.
+    Writes HTML, Markdown, pictures, CSV and JSON into the run; a student that beats the champion takes its place.
+    Exit code 1 when some results are missing; it names them.
     """
     from workflows import steps
 
     run = steps.run_uri(config, root)
-    metrics = steps.report(config, run, console.say)
+    metrics = steps.report(config, run)
+    console.say(steps.promote(config))
     console.table(("metric", "value"), sorted(metrics.items()))
     console.say(f"report: {run}/report/index.html")
     return 1 if metrics["probe/failed"] else 0
-
-
-@unic.group()
-def pipeline() -> None:
-    """The Kubeflow pipeline."""
-
-
-@pipeline.command("compile")
-@click.option("--output", type=FILE, required=True, help="The YAML file to write, ready for upload.")
-@click.option("--image", help="Default container image of the steps.")
-def pipeline_compile(output: Path, image: str | None) -> None:
-    """Write the pipeline as YAML for upload to Kubeflow."""
-    from workflows.pipeline import IMAGE, compile_pipeline
-
-    compile_pipeline(output, IMAGE if image is None else image)
-    console.say(f"wrote {output}")
-
-
-@pipeline.command("run")
-@config_argument
-@overrides_argument
-@root_option
-@probe_option
-def pipeline_run(config: str, overrides: tuple[str, ...], root: str, probes: tuple[str, ...]) -> int:
-    """Run the pipeline on this machine, each step in a process of its own."""
-    from unic_core.config import load_config
-    from unic_core.storage import open_store
-    from workflows import steps
-    from workflows.components import choose_probes
-    from workflows.local_pipeline import run_pipeline
-
-    resolved = load_config(config, overrides)
-    choose_probes(resolved, probes)
-    run_pipeline(config, overrides, root, probes=probes)
-    run = steps.run_uri(resolved, root)
-    console.say(f"report: {run}/report/index.html")
-    return console.show_rows(steps.read_rows(open_store(run)))
 
 
 @unic.command("import")
@@ -317,5 +282,5 @@ def config_schema() -> None:
     console.say(json.dumps(json_schema(), indent=2))
 
 
-for command in (cancel, checkpoints, compare, datasets, launch, logs, run, teachers):
+for command in (cancel, checkpoints, compare, datasets, launch, logs, pipeline, run, teachers):
     unic.add_command(command)

@@ -1,7 +1,7 @@
 """What the pipeline's components do inside their container: plain values in, one step, plain values out.
 
-`workflows.pipeline` declares the same functions to Kubeflow; their bodies are in this module so that they are
-typed, tested and part of the image. Nothing here imports kfp.
+`workflows.pipeline.definition` declares the same functions to Kubeflow; their bodies are in this module so that they
+are typed, tested and part of the image. Nothing here imports kfp.
 """
 
 from __future__ import annotations
@@ -10,21 +10,38 @@ import hashlib
 import json
 import logging
 import math
+import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unic_core import __version__
-from unic_core.config import RunConfig, dump_config, load_config
+from unic_core.config import dump_config, load_config
 from unic_core.errors import UnicError
-from unic_core.evals.results import ResultRow
 from unic_core.storage import join, open_store, read_uri
 from workflows import console, steps
+from workflows.launch.manifest import PATIENCE_S
+from workflows.patience import patiently
+from workflows.request import choose_datasets, read_request
+from workflows.termination import last_words
+
+if TYPE_CHECKING:  # a step that only waits stays light
+    from unic_core.evals.results import ResultRow
 
 logger = logging.getLogger(__name__)
+
+Metadata = dict[str, Any]
+
+POD = "KFP_POD_NAME"  # what Kubeflow tells the pod of a step
+
+
+def _patience_s() -> float:
+    """How long a step waits for S3 or MLflow to come back: in a cluster nobody else would try it again."""
+    return PATIENCE_S if POD in os.environ else 0.0
 
 
 @contextmanager
@@ -44,106 +61,180 @@ def step(name: str, code_version: str) -> Iterator[None]:
         yield
     except UnicError as error:
         logger.info("error: %s", error)
+        last_words(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
         logger.info("stopped")
         sys.exit(130)
 
 
-def prepare(
-    recipe: str, overrides: Sequence[str], run_name: str, probes: Sequence[str], storage_root: str, code_version: str
-) -> tuple[str, dict[str, str], list[str]]:
-    """Resolve and store the config, prepare its data sets.
+@dataclass(frozen=True)
+class Prepared:
+    """What the other steps need to know."""
 
-    The config is stored under a name made of its content: a changed recipe gives another URI, which is what later
-    steps are cached by.
+    config: str
+    """URI of the resolved config; another config has another one, which is what later steps are cached by."""
+    datasets: dict[str, str]
+    """URI of every prepared data set, by name."""
+    probes: list[str]
+    """Data sets to compare on, at least one."""
+    gpus: str
+    """GPUs of an evaluate step: one where the recipe trains on GPUs."""
+    metadata: Metadata
 
-    Returns:
-        URI of the resolved config; data set name -> URI; names of the probes to run (never empty).
+
+def prepare(parameters: Mapping[str, Any], code_version: str) -> Prepared:
+    """Check all parameters of the run, resolve and store its config, prepare its data sets.
+
+    Args:
+        parameters: fields of `workflows.request.PipelineRequest`.
     """
     with step("prepare", code_version):
-        names = [f"name={json.dumps(run_name)}"] if run_name else []
-        config = load_config(recipe, [*overrides, *names])
-        chosen = choose_probes(config, probes)
+        request = read_request(parameters)
+        if request.distill_launcher == "local" and POD in os.environ:
+            raise UnicError(
+                "distill_launcher is local, but a step has no room to train in; choose pytorchjob or rayjob"
+            )
+        config = request.config()
+        chosen = choose_datasets(config, request.evaluate_datasets)
         steps.check(config)
         with console.progress("images") as progress:
-            datasets = steps.prepare(config, storage_root, progress)
+            datasets = steps.prepare(config, request.storage_root, progress)
         text = dump_config(config).encode()
         key = f"{config.name}-{hashlib.sha256(text).hexdigest()[:12]}.yaml"
-        configs = join(storage_root, "configs")
+        configs = join(request.storage_root, "configs")
         open_store(configs).put(key, text)
-        return join(configs, key), datasets, chosen
+        metadata = {f"dataset/{name}": uri for name, uri in datasets.items()}
+        metadata |= {f"license/{dataset.name}": dataset.license for dataset in config.datasets}
+        uri = join(configs, key)
+        gpus = "1" if config.cluster.gpus_per_worker else "0"
+        return Prepared(uri, datasets, chosen, gpus, {"run": config.name, "config": uri, **metadata})
 
 
 def distill(
-    config_uri: str, datasets: dict[str, str], storage_root: str, code_version: str, card: str
-) -> tuple[str, dict[str, str]]:
-    """Distill the student (or continue); the model card goes to the file `card`.
+    config: str,
+    datasets: dict[str, str],
+    storage_root: str,
+    launcher: str,
+    image: str,
+    pod_memory: str,
+    workers_per_pod: int,
+    code_version: str,
+    student: str,
+) -> tuple[str, Metadata]:
+    """Distill the student (or continue) and wait for it; the model card goes to the file `student`.
+
+    Args:
+        config: URI of the resolved config.
+        launcher: `pytorchjob` or `rayjob` trains in pods of their own, `local` in this process.
+        image, pod_memory, workers_per_pod: of the training pods.
 
     Returns:
         URI of the run; metadata of the model artifact.
     """
     with step("distill", code_version):
-        config = load_config(config_uri)
-        with console.progress("steps") as progress:
-            metrics = console.training_progress(progress)
-            run = steps.distill(config, storage_root, datasets, logger.info, metrics)
-        student = join(run, "student")
-        _write(card, read_uri(join(student, "README.md")))
+        resolved = load_config(config)
+        run = steps.run_uri(resolved, storage_root)
+        if steps.is_distilled(resolved, run):
+            logger.info("the student is there already: %s/student", run)
+        elif launcher == "local":
+            with console.progress("steps") as progress:
+                steps.distill(resolved, storage_root, datasets, logger.info, console.training_progress(progress))
+        else:
+            from workflows.launch.step import follow_job, settings_of_step
+
+            launch = settings_of_step(backend=launcher, image=image, memory=pod_memory, workers_per_pod=workers_per_pod)
+            follow_job(launch, resolved, storage_root, logger.info)
+            if not steps.is_distilled(resolved, run):
+                raise UnicError(f"the job ended well, but {run} has no student; delete the job and run again")
+        place, tracked = join(run, "student"), steps.tracking_record(run)
+        _write(student, read_uri(join(place, "README.md")))
         return run, {
-            "uri": student,
-            "model": config.student.model,
-            "teachers": ", ".join(teacher.name for teacher in config.teachers),
+            "uri": place,
+            "run": resolved.name,
+            "model": resolved.student.model,
+            "image_size": resolved.student.image_size,
+            "teachers": ", ".join(teacher.name for teacher in resolved.teachers),
+            "mlflow_run": tracked.get("distill", ""),
+            "mlflow_url": tracked.get("url") or "",
+            "framework": "timm",
+            "format": "safetensors",
         }
 
 
 def evaluate(
-    config_uri: str, datasets: dict[str, str], run: str, probe: str, storage_root: str, code_version: str
+    config: str, datasets: dict[str, str], run: str, dataset: str, storage_root: str, code_version: str
 ) -> str:
-    """Probe student and teachers on one data set.
+    """Probe the student, its teachers and a random student on one data set.
+
+    Whatever fails is a row with an error, so that the other data sets and the report go on.
 
     Returns:
         The rows, shortened, as JSON: what the run's page shows and the report waits for.
     """
-    with step(f"evaluate {probe}", code_version):
-        rows = steps.evaluate(load_config(config_uri), storage_root, probe, datasets, run, logger.info)
+    with step(f"evaluate {dataset}", code_version):
+        resolved = load_config(config)
+        rows = patiently(
+            lambda: steps.evaluate(resolved, storage_root, dataset, datasets, run, logger.info), _patience_s()
+        )
+        for row in (row for row in rows if row.error):
+            logger.warning("%s on %s (%s): %s", row.model, row.dataset, row.protocol, row.error)
         return json.dumps([brief(row) for row in rows])
 
 
 def report(
-    config_uri: str, run: str, rows: Sequence[str], code_version: str, html: str, markdown: str
-) -> dict[str, float]:
+    config: str, run: str, rows: Sequence[str], code_version: str, html: str, markdown: str
+) -> tuple[list[str], dict[str, float]]:
     """Build the report from the stored rows; its two texts go to the files `html` and `markdown`.
 
     Args:
-        rows: what `evaluate` returned for each probe.
+        rows: what `evaluate` returned for each data set.
 
     Returns:
-        The finite metrics, among them `<dataset>/top1`.
+        What is missing, as in "lite0 on digits"; the finite metrics, among them `<dataset>/top1` (the student's) and
+        `<dataset>/top1/<model>`.
     """
     with step("report", code_version):
         results = [row for part in rows for row in json.loads(part)]
-        failed = [f"{row['model']} on {row['dataset']}" for row in results if row["error"]]
-        logger.info("%d results%s", len(results), f", failed: {', '.join(failed)}" if failed else "")
-        metrics = steps.report(load_config(config_uri), run, logger.info)
+        missing = list(dict.fromkeys(f"{row['model']} on {row['dataset']}" for row in results if row["error"]))
+        logger.info("%d results%s", len(results), f", missing: {', '.join(missing)}" if missing else "")
+        resolved = load_config(config)
+        metrics = patiently(lambda: steps.report(resolved, run), _patience_s()) | top1_by_model(results)
         store = open_store(join(run, "report"))
         _write(html, store.get("index.html"))
         _write(markdown, store.get("report.md"))
-        return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        return missing, {name: float(value) for name, value in sorted(metrics.items()) if math.isfinite(value)}
 
 
-def choose_probes(config: RunConfig, names: Sequence[str]) -> list[str]:
-    """`names`, or every probe of the config when there are none; UnicError for an unknown one or nothing to probe."""
-    known = steps.probe_groups(config)
-    for name in names:
-        if name not in known:
-            raise UnicError(f"no probe {name!r} in the config {config.name}; choose from {', '.join(known)}")
-    return list(dict.fromkeys(names)) or known
+def promote(config: str, missing: Sequence[str], fail_on_missing: bool, code_version: str) -> str:
+    """Make the student the champion of the model registry if it is better; the run's last step.
+
+    Args:
+        missing: results that the report lacks.
+        fail_on_missing: whether the run fails when there are any. Nothing is promoted then.
+
+    Returns:
+        One sentence about what happened.
+    """
+    with step("promote", code_version):
+        resolved, needed = load_config(config), missing if fail_on_missing else ()
+        said = patiently(lambda: steps.promote(resolved, needed), _patience_s())
+        logger.info("%s", said)
+        return said
 
 
 def brief(row: ResultRow) -> dict[str, Any]:
     """A result row without its details: a parameter has to stay small."""
     return row.model_dump(include={"model", "dataset", "protocol", "top1", "error"})
+
+
+def top1_by_model(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """`<dataset>/top1/<model>` of every model but the student, from the linear classifiers among shortened rows."""
+    return {
+        f"{row['dataset']}/top1/{row['model'].replace(' ', '-')}": row["top1"]
+        for row in rows
+        if row["error"] is None and row["protocol"] != "knn" and row["model"] != "student"
+    }
 
 
 def _write(path: str, data: bytes) -> None:

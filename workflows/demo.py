@@ -13,6 +13,7 @@ from workflows import stack
 from workflows.console import say
 from workflows.demo_data import find_fashion_mnist
 from workflows.local_pipeline import run_pipeline
+from workflows.request import read_request
 from workflows.steps import run_uri
 
 _QUICK = (
@@ -62,7 +63,7 @@ def run_demo(quick: bool, directory: Path, overrides: tuple[str, ...] = ()) -> P
         path = directory / f"{config.name}.yaml"
         path.write_text(dump_config(config))
         root = "s3://unic"
-        run_pipeline(str(path), (), root)
+        run_pipeline(read_request({"recipe": str(path), "storage_root": root, "distill_launcher": "local"}))
         target = directory / "report" / config.name
         store = open_store(run_uri(config, root)).child("report")
         for key in store.list():

@@ -20,23 +20,25 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from unic_core.errors import UnicError
+from workflows.request import PipelineRequest
 
 logger = logging.getLogger(__name__)
 
-STEP_LINE = re.compile(r"^\s*(\[(?P<step>prepare|distill|evaluate [^\]]+|report)\] (?P<text>.*))$")
+STEP_LINE = re.compile(r"^\s*(\[(?P<step>prepare|distill|evaluate [^\]]+|report|promote)\] (?P<text>.*))$")
 GRACE_S = 8.0
+STEP_BYTES = 2 * 2**30  # what one evaluation takes, torch and a model of the usual size
 
 
-def run_pipeline(
-    recipe: str, overrides: Sequence[str], storage_root: str, run_name: str = "", probes: Sequence[str] = ()
-) -> None:
-    """Run the whole chain as Kubeflow would: every step a process, the probes two at a time.
+def run_pipeline(request: PipelineRequest) -> None:
+    """Run the whole chain as Kubeflow would, each step in a process of its own; training happens in its step.
 
     The steps see this process's environment (storage and tracking addresses). Results lie under `storage_root`
     as with any other way to run.
@@ -44,14 +46,8 @@ def run_pipeline(
     Raises:
         UnicError: a step failed; the sentence is the step's own, or names the log.
     """
-    arguments = {
-        "recipe": recipe,
-        "overrides": list(overrides),
-        "storage_root": storage_root,
-        "run_name": run_name,
-        "probes": list(probes),
-    }
-    run_locally("workflows.pipeline:unic_pipeline", arguments)
+    arguments = request.model_copy(update={"distill_launcher": "local"}).parameters()
+    run_locally("workflows.pipeline.definition:unic_pipeline", arguments)
 
 
 def run_locally(pipeline: str, arguments: dict[str, Any]) -> None:
@@ -82,10 +78,12 @@ def _child(scratch: Path, pipeline: str, arguments: dict[str, Any]) -> Iterator[
 
     # kfp starts its tasks as `python3`: that must be this interpreter
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    # two probes at a time share the cores: with all cores for each, they would wait for each other's threads
-    threads = str(max(1, (os.cpu_count() or 1) // 2))
+    # steps that run at a time share the cores: with all cores for each, they would wait for each other's threads
+    parallel = parallel_steps()
+    threads = str(max(1, processors() // parallel))
+    command = [sys.executable, "-m", "workflows.local_pipeline", str(scratch), pipeline, json.dumps(arguments)]
     child = subprocess.Popen(
-        [sys.executable, "-m", "workflows.local_pipeline", str(scratch), pipeline, json.dumps(arguments)],
+        [*command, str(parallel)],
         env={"OMP_NUM_THREADS": threads, **os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -101,6 +99,16 @@ def _child(scratch: Path, pipeline: str, arguments: dict[str, Any]) -> Iterator[
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)  # what was started during the grace
         child.wait()
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def parallel_steps() -> int:
+    """How many evaluations this machine can do at a time: one for each processor, as far as the memory goes."""
+    return max(1, min(processors(), int(psutil.virtual_memory().available) // STEP_BYTES))
 
 
 def _follow(child: subprocess.Popen[str], log: Path) -> str | None:
@@ -140,7 +148,18 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _main(scratch: str, pipeline: str, arguments: dict[str, Any]) -> None:
+def _widen(workers: int) -> None:
+    """Let kfp run so many iterations of a loop at a time; by itself it runs two, whatever the machine."""
+    from kfp.local.orchestrator.enhanced_dag_orchestrator import ParallelExecutor
+
+    def initialize(self: Any, max_workers: int | None = None) -> None:
+        self.conservative_max = workers
+        self.max_workers = max_workers or workers
+
+    ParallelExecutor.__init__ = initialize
+
+
+def _main(scratch: str, pipeline: str, arguments: dict[str, Any], parallel: int) -> None:
     """The child: kfp's local runner, in this process."""
     _end_with_parent()
     # it warns of every setting that only a cluster knows, and of image names without "python"
@@ -149,6 +168,7 @@ def _main(scratch: str, pipeline: str, arguments: dict[str, Any]) -> None:
 
     module, _, name = pipeline.partition(":")
     run = getattr(importlib.import_module(module), name)
+    _widen(parallel)
     # kfp replaces "python3" in commands, parameters included, by sys.executable: made equal, nothing changes.
     sys.executable = "python3"
     local.init(
@@ -160,4 +180,4 @@ def _main(scratch: str, pipeline: str, arguments: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))
+    _main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4]))

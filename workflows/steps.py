@@ -4,6 +4,8 @@ tests all call these; nothing else does the work.
     <root>/datasets/<name>/<fingerprint>/   prepared images
     <root>/runs/<run>/checkpoints/          what training continues from
     <root>/runs/<run>/student/              the student in timm's layout
+    <root>/runs/<run>/distilled.yaml        the config it was made from, written last
+    <root>/runs/<run>/tracking.json         where MLflow has its curves
     <root>/runs/<run>/rows/<probe>.json     results of one data set, all models
     <root>/runs/<run>/report/               index.html, report.md, pictures, rows
     <root>/cache/rows/<key>.json            results of teachers, shared by all runs
@@ -11,14 +13,15 @@ tests all call these; nothing else does the work.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unic_core import lease
 from unic_core.config import RunConfig, dump_config
@@ -30,6 +33,8 @@ if TYPE_CHECKING:  # `unic demo` and `unic pipeline run` only start these stages
     from unic_core.evals.results import ResultRow
 
 log = logging.getLogger(__name__)
+
+DISTILLED, TRACKING = "distilled.yaml", "tracking.json"
 
 Progress = Callable[[str, int, int | None], None]
 Say = Callable[[str], None]
@@ -114,6 +119,8 @@ def distill(
         parent = tracking.parent_run(config)
         tracking.attach(parent).log_artifacts({"config.yaml": text})
         with tracking.child_run(config, parent, "distill") as child:
+            record = {"parent": parent, "distill": child.run_id, "url": tracking.run_url(child.run_id)}
+            store.put(TRACKING, json.dumps(record).encode())
             for mix, dataset in zip(config.data.train, sets, strict=True):
                 child.log_dataset(mix.dataset, dataset.uri, mix.split, dataset.fingerprint, "training")
             run_distillation(config, datasets, run, child.run_id, emit, say)
@@ -121,6 +128,7 @@ def distill(
                 for key in store.list("student/"):
                     store.download(key, Path(directory) / key.removeprefix("student/"))
                 tracking.log_student(parent, Path(directory), config)
+        store.put(DISTILLED, text)
     return run
 
 
@@ -171,8 +179,15 @@ def evaluate(
     return rows
 
 
-def report(config: RunConfig, run: str, say: Say = _quiet) -> dict[str, float]:
-    """Compare the student with its teachers from the rows of all probes; writes and tracks the report."""
+def report(config: RunConfig, run: str) -> dict[str, float]:
+    """Compare the student with its teachers from the rows of all probes; writes and tracks the report.
+
+    Returns:
+        The student's scores, as `unic_core.report.Report` names them.
+
+    Raises:
+        UnicError: there are no rows yet.
+    """
     from unic_core.cost import read_cost
     from unic_core.evals.results import dump_rows
     from unic_core.report import build_report
@@ -183,8 +198,10 @@ def report(config: RunConfig, run: str, say: Say = _quiet) -> dict[str, float]:
     if not rows:
         raise UnicError(f"{run} has no results yet; run `unic evaluate` first")
     parent = tracking.parent_run(config)
-    address = tracking.run_url(parent)
-    links = {"Run in MLflow": address} if address else {}
+    if distilled := tracking_record(run).get("distill"):
+        tracking.reuse(parent, distilled)
+    pages = {"Run in MLflow": tracking.run_url(parent), "Run in Kubeflow": tracking.kubeflow_url()}
+    links = {name: address for name, address in pages.items() if address}
     result = build_report(rows, config, read_history(store), links, read_cost(store))
     files = {
         "index.html": result.html.encode(),
@@ -196,9 +213,49 @@ def report(config: RunConfig, run: str, say: Say = _quiet) -> dict[str, float]:
     for name, data in files.items():
         store.put(f"report/{name}", data)
     tracking.log_report(config, parent, files, result.metrics, result.tags)
-    say(tracking.promote(config, parent))
-    tracking.finish_parent(parent)
     return result.metrics
+
+
+def promote(config: RunConfig, missing: Sequence[str] = ()) -> str:
+    """Make the student the champion of the model registry if it beats the present one; ends the run in MLflow.
+
+    Args:
+        missing: results without which the run counts as failed.
+
+    Returns:
+        One sentence that says what happened and why.
+
+    Raises:
+        UnicError: there are such results. Nothing is promoted then.
+    """
+    from workflows import tracking
+
+    parent = tracking.parent_run(config)
+    if missing:
+        tracking.finish_parent(parent, "FAILED")
+        raise UnicError(
+            f"{len(missing)} result(s) are missing: {', '.join(missing)}; the report says why. Mend the cause and run "
+            "again: what is there is kept"
+        )
+    said = tracking.promote(config, parent)
+    tracking.finish_parent(parent)
+    return said
+
+
+def tracking_record(run: str) -> dict[str, Any]:
+    """Ids of the runs in MLflow that the run at the URI `run` was distilled under, and its page; empty before that."""
+    try:
+        return dict(json.loads(open_store(run).get(TRACKING)))
+    except FileNotFoundError:
+        return {}
+
+
+def is_distilled(config: RunConfig, run: str) -> bool:
+    """Whether the run at the URI `run` has a student that was made from this very config."""
+    try:
+        return open_store(run).get(DISTILLED) == dump_config(config).encode()
+    except FileNotFoundError:
+        return False
 
 
 def read_rows(store: Store) -> list[ResultRow]:

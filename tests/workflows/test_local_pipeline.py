@@ -16,6 +16,7 @@ import pytest
 
 from unic_core.errors import UnicError
 from workflows.local_pipeline import run_locally, run_pipeline
+from workflows.request import read_request
 
 SHAPE = """
 from kfp import dsl
@@ -160,9 +161,11 @@ def test_the_real_pipeline_runs_from_images_to_report(
 ) -> None:
     caplog.set_level("INFO", logger="workflows")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    run_pipeline("smoke", ["training.steps=4"], str(tmp_path / "root"), run_name="other", probes=["digits"])
+    parameters = {"recipe": "smoke", "recipe_overrides": ["training.steps=4"], "run_name": "other"}
+    local = {"storage_root": str(tmp_path / "root"), "distill_launcher": "local"}
+    run_pipeline(read_request(parameters | local))
     report = tmp_path / "root" / "runs" / "other" / "report"
     assert {row["model"] for row in json.loads((report / "rows.json").read_text())} >= {"student", "lite0"}
     assert (report / "index.html").exists()
     steps = {record.getMessage().partition("] ")[0].lstrip("[") for record in caplog.records}
-    assert {"prepare", "distill", "evaluate digits", "report"} <= steps
+    assert {"prepare", "distill", "evaluate digits", "report", "promote"} <= steps

@@ -219,6 +219,54 @@ def test_runs_made_by_kubeflow_are_used(place: str, config: RunConfig, monkeypat
         tracking.parent_run(config)
 
 
+def test_runs_of_the_pipeline_are_tagged_with_kubeflows(
+    place: str, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second pipeline run that reuses the first one's distillation finds everything under one parent."""
+    monkeypatch.setenv("KFP_UI_URL", "https://kubeflow.example.com/pipeline/")
+    monkeypatch.setenv("KFP_RUN_ID", "run-1")
+    parent = tracking.parent_run(config)
+    with tracking.child_run(config, parent, "distill") as distilled:
+        pass
+    page = "https://kubeflow.example.com/pipeline/#/runs/details/run-1"
+    stored = client().get_run(parent)
+    assert stored.data.tags["mlflow.note.content"] == f"[Run in Kubeflow]({page})"
+    for run in (stored, client().get_run(distilled.run_id)):
+        assert run.data.tags["kfp.pipeline_run_id"] == "run-1"
+        assert run.data.tags["kfp.pipeline_run_url"] == page
+
+    monkeypatch.setenv("KFP_RUN_ID", "run-2")  # distill is cached now
+    assert tracking.parent_run(config) == parent
+    with tracking.child_run(config, parent, "probe-digits") as probed:
+        pass
+    tracking.reuse(parent, distilled.run_id)
+    assert client().get_run(parent).data.tags["unic.distill_run"] == distilled.run_id
+    experiment = stored.info.experiment_id
+    for name, wanted in (
+        ("run-1", {parent, distilled.run_id}),
+        ("run-2", {parent, distilled.run_id, probed.run_id}),
+    ):
+        found = client().search_runs([experiment], f"tags.`kfp.run.{name}` = '{parent}'")
+        assert {run.info.run_id for run in found} == wanted
+
+
+def test_a_failed_stage_ends_the_parent_until_the_next_attempt(place: str, config: RunConfig) -> None:
+    parent = tracking.parent_run(config)
+    with pytest.raises(ValueError, match="boom"), tracking.child_run(config, parent, "distill"):
+        raise ValueError("boom")
+    assert client().get_run(parent).info.status == "FAILED"
+    assert tracking.parent_run(config) == parent
+    assert client().get_run(parent).info.status == "RUNNING"
+
+
+def test_links_lead_to_where_people_find_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.unic.svc:5000")
+    monkeypatch.setenv("MLFLOW_UI_URL", "https://mlflow.example.com/")
+    assert server._page("experiments/1") == "https://mlflow.example.com/#/experiments/1"
+    monkeypatch.delenv("MLFLOW_UI_URL")
+    assert server._page("experiments/1") == "http://mlflow.unic.svc:5000/#/experiments/1"
+
+
 def write_student(directory: Path, weights: bytes) -> Path:
     directory.mkdir()
     (directory / "model.safetensors").write_bytes(weights)

@@ -50,6 +50,7 @@ from unic_core.config.text import (
     load_config,
     parse_config,
     parse_yaml,
+    read_config,
 )
 from unic_core.config.training import (
     ClusterConfig,
@@ -97,4 +98,5 @@ __all__ = [
     "load_config",
     "parse_config",
     "parse_yaml",
+    "read_config",
 ]

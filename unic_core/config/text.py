@@ -43,9 +43,12 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         data = RECIPES[str(path)]().model_dump(mode="json")
     else:
         data = _read_yaml(str(path), known=sorted(RECIPES))
-    for override in overrides:
-        _apply(data, override)
-    return parse_config(data, where=str(path))
+    return _overridden(data, overrides, where=str(path))
+
+
+def read_config(text: str, where: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """The config that YAML `text` from `where` holds, with overrides applied; UnicError as in `load_config`."""
+    return _overridden(parse_yaml(text, where), overrides, where)
 
 
 def parse_config(data: Mapping[str, Any], where: str = "the config") -> RunConfig:
@@ -91,6 +94,12 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UnicError(f"{where} must be a YAML mapping of config keys")
     return data
+
+
+def _overridden(data: dict[str, Any], overrides: Iterable[str], where: str) -> RunConfig:
+    for override in overrides:
+        _apply(data, override)
+    return parse_config(data, where)
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

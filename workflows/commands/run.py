@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from unic_core.errors import OutageError
 from workflows import console
 from workflows.commands import stages
 from workflows.commands.options import root_option, with_config
+from workflows.patience import patiently
 
 if TYPE_CHECKING:
     from unic_core.config import RunConfig
 
 T = TypeVar("T")
-
-PAUSE_S = 5.0
 
 
 @click.command()
@@ -38,7 +35,7 @@ def run(config: RunConfig, root: str, until: str, patience: float) -> int:
     from workflows import steps
 
     def attempt(stage: Callable[[], T]) -> T:
-        return _patiently(stage, patience)
+        return patiently(stage, patience)
 
     where = steps.run_uri(config, root)
     if attempt(lambda: _is_complete(config, where, until)):
@@ -53,43 +50,20 @@ def run(config: RunConfig, root: str, until: str, patience: float) -> int:
     rows = []
     for probe in steps.probe_groups(config):
         rows += attempt(lambda p=probe: steps.evaluate(config, root, p, datasets, where, console.logger.info))  # type: ignore[misc]
-    metrics = attempt(lambda: steps.report(config, where, console.logger.info))
+    metrics = attempt(lambda: steps.report(config, where))
+    console.logger.info("%s", attempt(lambda: steps.promote(config)))
     console.table(("metric", "value"), sorted(metrics.items()))
     code = console.show_rows(rows)
     console.say(f"report: {where}/report/index.html")
     return code
 
 
-def _patiently(stage: Callable[[], T], patience: float) -> T:
-    """Do a stage; while a service is away, try again for `patience` seconds. Every stage may be repeated."""
-    down_since: float | None = None
-    while True:
-        begin = time.monotonic()
-        try:
-            return stage()
-        except OutageError as error:
-            now = time.monotonic()
-            if down_since is None or now - begin > patience:  # first failure, or the first after a good while
-                down_since = now
-            if now - down_since >= patience:
-                raise
-            console.logger.info("%s; trying again", str(error).partition(";")[0])
-            time.sleep(PAUSE_S)
-
-
 def _is_complete(config: RunConfig, run: str, until: str) -> bool:
     """Was everything up to `until` made, from this very config?"""
-    from unic_core.config import dump_config
     from unic_core.storage import open_store
     from workflows import steps
 
+    if until == "distill" or not steps.is_distilled(config, run):
+        return steps.is_distilled(config, run)
     store = open_store(run)
-    try:
-        same = store.get("config.yaml") == dump_config(config).encode()
-    except FileNotFoundError:
-        return False
-    if not same or not store.exists("student/config.json"):
-        return False
-    return until == "distill" or (
-        store.exists("report/index.html") and not any(row.error for row in steps.read_rows(store))
-    )
+    return store.exists("report/index.html") and not any(row.error for row in steps.read_rows(store))

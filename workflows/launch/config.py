@@ -58,6 +58,8 @@ class LaunchConfig(Frozen):
     keep_s: int = Field(7 * 24 * 3600, gt=0)
     """How long a finished job stays visible in the cluster."""
     owner: Owner | None = None
+    environment: dict[str, str] = Field({})
+    """More variables of the pods' environment. Nothing secret."""
 
     def pods(self, run: RunConfig) -> int:
         """Pods of the job, the one with the driver included."""

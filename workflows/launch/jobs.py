@@ -104,7 +104,7 @@ class ClusterJobs:
         api = connect()
         self._objects, self._core = client.CustomObjectsApi(api), client.CoreV1Api(api)
         self._network = client.NetworkingV1Api(api)
-        self._place = {"group": kind.group, "version": kind.version, "namespace": self.namespace, "plural": kind.plural}
+        self.place = {"group": kind.group, "version": kind.version, "namespace": self.namespace, "plural": kind.plural}
 
     def submit(self, run: RunConfig, root: str) -> bool:
         """Create the job of this run, or find it; True when it was created.
@@ -124,15 +124,16 @@ class ClusterJobs:
             job = self._get(name)
             if job is None:
                 continue  # it was deleted just now
-            known = job["metadata"].get("annotations", {}).get(CONFIG_DIGEST)
-            if known != digest(run):
-                raise UnicError(
-                    f"there is a {self.kind.name} {name} in {self.namespace} with another config; choose another name, "
-                    f"or end it first with `unic cancel {name}`"
-                )
-            if self.kind.phase(job)[0] != "failed":
-                break
-            self._delete(name, "Foreground")
+            if "deletionTimestamp" not in job["metadata"]:
+                known = job["metadata"].get("annotations", {}).get(CONFIG_DIGEST)
+                if known != digest(run):
+                    raise UnicError(
+                        f"there is a {self.kind.name} {name} in {self.namespace} with another config; choose another "
+                        f"name, or end it first with `unic cancel {name}`"
+                    )
+                if self.kind.phase(job)[0] != "failed":
+                    break
+                self._delete(name, "Foreground")
             self._await_absence(name)
         self._ensure_companions(run, job)
         return created
@@ -187,7 +188,7 @@ class ClusterJobs:
         """The job as created; None when there is one of that name."""
         try:
             with sentences(f"create the job {job['metadata']['name']}"):
-                return dict(self._objects.create_namespaced_custom_object(**self._place, body=job))
+                return dict(self._objects.create_namespaced_custom_object(**self.place, body=job))
         except UnicError as error:
             if _code(error) == 409:
                 return None
@@ -212,7 +213,7 @@ class ClusterJobs:
     def _get(self, name: str) -> Object | None:
         try:
             with sentences(f"read the job {name}"):
-                return dict(self._objects.get_namespaced_custom_object(**self._place, name=name))
+                return dict(self._objects.get_namespaced_custom_object(**self.place, name=name))
         except UnicError as error:
             if _code(error) == 404:
                 return None
@@ -222,7 +223,7 @@ class ClusterJobs:
         try:
             with sentences(f"delete the job {name}"):
                 self._objects.delete_namespaced_custom_object(
-                    **self._place, name=name, propagation_policy=propagation, _request_timeout=TIMEOUT
+                    **self.place, name=name, propagation_policy=propagation, _request_timeout=TIMEOUT
                 )
         except UnicError as error:
             if _code(error) == 404:
@@ -234,7 +235,7 @@ class ClusterJobs:
         deadline = time.monotonic() + patience_s
         while self._get(name) is not None:
             if time.monotonic() > deadline:
-                raise UnicError(f"the failed job {name} is still being deleted; try again in a minute")
+                raise UnicError(f"the former job {name} is still being deleted; try again in a minute")
             time.sleep(1)
 
     def _ensure_companions(self, run: RunConfig, job: Object) -> None:

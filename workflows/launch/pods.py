@@ -142,6 +142,7 @@ def container(launch: LaunchConfig, run: RunConfig) -> Object:
             {"name": "UNIC_TERMINATION_LOG", "value": TERMINATION_LOG},
             # a replaced driver takes the run's lease over at once
             {"name": "UNIC_JOB", "value": f"{launch.namespace}/{job_name(run)}"},
+            *({"name": name, "value": value} for name, value in launch.environment.items()),
         ],
         "envFrom": ENVIRONMENT,
         "resources": {"requests": requests, "limits": limits},

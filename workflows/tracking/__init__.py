@@ -6,8 +6,9 @@ metric (`workflows.spool`).
 
 from __future__ import annotations
 
+from workflows.tracking.kubeflow import kubeflow_url
 from workflows.tracking.registry import Student, log_report, log_student, promote
-from workflows.tracking.runs import Run, attach, child_run, finish_parent, parent_run
+from workflows.tracking.runs import Run, attach, child_run, finish_parent, parent_run, reuse
 from workflows.tracking.server import (
     check_reachable,
     compare_url,
@@ -25,11 +26,13 @@ __all__ = [
     "child_run",
     "compare_url",
     "finish_parent",
+    "kubeflow_url",
     "log_report",
     "log_student",
     "parent_run",
     "promote",
     "read_artifact",
+    "reuse",
     "run_name",
     "run_url",
     "tracking_uri",

@@ -27,6 +27,7 @@ from unic_core.config import RunConfig, dump_config
 from unic_core.errors import UnicError
 from unic_core.provenance import git_commit
 from workflows.spool import Point, RejectedError, Spool
+from workflows.tracking.kubeflow import kubeflow_tags, kubeflow_url
 from workflows.tracking.server import (
     client,
     experiment_id,
@@ -167,20 +168,27 @@ def parent_run(config: RunConfig, stage: str = "pipeline") -> str:
             experiment = experiment_id(config.tracking.experiment)
             run_id = find_run(experiment, tags)
         if run_id is None:
-            run_id = client().create_run(experiment, tags=tags | _source(), run_name=config.name).info.run_id
+            made = tags | _source() | _note()
+            run_id = client().create_run(experiment, tags=made, run_name=config.name).info.run_id
         elif not _injected():
             _reopen(run_id)
         assert run_id is not None  # noqa: S101
         run = Run(run_id)
         run.log_params(config.model_dump(mode="json"))
-        run.set_tags(tags | _describe(config))
+        run.set_tags(tags | _describe(config) | kubeflow_tags(run_id))
     return run_id
 
 
-def finish_parent(run_id: str, status: Status = "FINISHED") -> None:
+def finish_parent(run_id: str, status: Status = "FINISHED", patience: float | None = None) -> None:
     """End the parent run; one that Kubeflow made is left to Kubeflow."""
     if not _injected():
-        persist(f"the end of run {run_id}", lambda: client().set_terminated(run_id, status))
+        persist(f"the end of run {run_id}", lambda: client().set_terminated(run_id, status), patience)
+
+
+def reuse(parent_id: str, run_id: str) -> None:
+    """Show that this run of the pipeline took a stage from the run `run_id`: one of its own, or of an earlier one."""
+    Run(parent_id).set_tags({"unic.distill_run": run_id})
+    Run(run_id).set_tags(kubeflow_tags(parent_id))
 
 
 @contextlib.contextmanager
@@ -194,7 +202,7 @@ def child_run(
     """The run of one stage, found by name below its parent or made; ends with the status that fits.
 
     FINISHED, FAILED after an exception, KILLED after Ctrl-C or SIGTERM (which unwinds the stack in the main thread
-    unless somebody else handles it).
+    unless somebody else handles it). What is not FINISHED ends the parent too; the next attempt opens both again.
 
     Raises:
         UnicError: MLflow cannot be reached or refuses, at the beginning.
@@ -202,7 +210,8 @@ def child_run(
     with sentences():
         run_id = _find_child(config, parent_id, name)
         run = Run(run_id, spool_dir)
-        run.set_tags({"unic.run": config.name, "unic.child": name, "unic.parent": parent_id, **(tags or {})})
+        own = {"unic.run": config.name, "unic.child": name, "unic.parent": parent_id}
+        run.set_tags(own | kubeflow_tags(parent_id) | dict(tags or {}))
     with _sigterm_unwinds():
         try:
             if config.tracking.system_metrics:
@@ -212,6 +221,8 @@ def child_run(
             status = _status(error)
             persist(f"the end of run {run_id}", lambda: client().set_terminated(run_id, status), HURRY_SECONDS)
             run.close(HURRY_SECONDS)
+            if status != "FINISHED":
+                finish_parent(parent_id, status, HURRY_SECONDS)
             raise
         run.close()
         persist(f"the end of run {run_id}", lambda: client().set_terminated(run_id, "FINISHED"))
@@ -322,6 +333,12 @@ def _source() -> dict[str, str]:
     commit = git_commit()
     found = {"mlflow.source.name": "unic", "mlflow.source.type": "LOCAL"}
     return found | ({"mlflow.source.git.commit": commit} if commit else {})
+
+
+def _note() -> dict[str, str]:
+    """The description of a new parent run, which MLflow shows as Markdown."""
+    url = kubeflow_url()
+    return {"mlflow.note.content": f"[Run in Kubeflow]({url})"} if url else {}
 
 
 def _default_spool() -> Path:

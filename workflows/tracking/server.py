@@ -160,7 +160,10 @@ def persist(what: str, action: Callable[[], object], patience: float | None = No
 
 
 def run_url(run_id: str) -> str | None:
-    """Page of a run; None without a server that has pages."""
+    """Page of a run; None without a server that has pages.
+
+    MLFLOW_UI_URL says where people find the pages when that is not where processes find the server.
+    """
     with sentences():
         experiment = client().get_run(run_id).info.experiment_id
     return _page(f"experiments/{experiment}/runs/{run_id}")
@@ -202,7 +205,7 @@ def run_name(run_id: str) -> str:
 
 
 def _page(path: str) -> str | None:
-    uri = redact(tracking_uri()).rstrip("/")
+    uri = redact(os.environ.get("MLFLOW_UI_URL") or tracking_uri()).rstrip("/")
     return f"{uri}/#/{path}" if uri.startswith("http") else None
 
 

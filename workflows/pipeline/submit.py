@@ -1,0 +1,191 @@
+"""Starting a run in Kubeflow Pipelines through its own client, and waiting for it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kfp.client import KF_PIPELINES_SA_TOKEN_ENV, KF_PIPELINES_SA_TOKEN_PATH, Client
+from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
+from kfp_server_api.exceptions import ApiException
+from urllib3.exceptions import HTTPError
+
+from unic_core.errors import OutageError, UnicError
+from workflows.pipeline.compile import compile_pipeline
+from workflows.request import PipelineRequest
+
+PAUSE_S = 5.0
+PATIENCE_S = 300.0  # how long the server may be away while a run is waited for
+SUCCEEDED, ENDED = "SUCCEEDED", {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
+
+
+@dataclass(frozen=True)
+class Kubeflow:
+    """Where Kubeflow Pipelines is and how it is entered."""
+
+    host: str | None = None
+    """Address of its API or of its pages; None inside the cluster."""
+    namespace: str | None = None
+    """The user's, where Kubeflow is shared."""
+    token_file: Path | None = None
+    """A file with a bearer token. Without it the token that Kubeflow mounts into pods is used, where there is one."""
+    ca_file: Path | None = None
+
+    def connect(self) -> Client:
+        """The client; asks the server one question.
+
+        Raises:
+            UnicError: the server can't be found, does not answer, or refuses.
+        """
+        mounted = Path(os.environ.get(KF_PIPELINES_SA_TOKEN_ENV) or KF_PIPELINES_SA_TOKEN_PATH)
+        token = self.token_file or (mounted if mounted.is_file() else None)
+        for file in filter(None, (self.token_file, self.ca_file)):
+            if not file.is_file():
+                raise UnicError(f"there is no file {file}; correct --token-file or --ca-file")
+        if not self.host and "KUBERNETES_SERVICE_HOST" not in os.environ:
+            raise UnicError("Kubeflow's address is not known; give --host, as in --host https://kubeflow.example.com")
+        with warnings.catch_warnings(), sentences(self.host or "this cluster"):
+            warnings.simplefilter("ignore")  # about the client's age and the host's scheme
+            logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # of every attempt
+            client = Client(
+                host=self.host,
+                credentials=ServiceAccountTokenVolumeCredentials(str(token)) if token else None,
+                ssl_ca_cert=str(self.ca_file) if self.ca_file else None,
+                **({"namespace": self.namespace} if self.namespace else {}),
+            )
+            client.get_kfp_healthz()
+        return client
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One run of the pipeline."""
+
+    request: PipelineRequest
+    experiment: str = "unic"
+    service_account: str | None = None
+    """Of the steps; None leaves the choice to Kubeflow."""
+    use_cache: bool = True
+
+    def name(self) -> str:
+        """What the run is called in Kubeflow: what it runs, and when it was started."""
+        recipe = self.request.recipe
+        plain = recipe.rpartition("/")[2].removesuffix(".yaml") if "\n" not in recipe else "recipe"
+        return f"{self.request.run_name or plain} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A run that Kubeflow has accepted."""
+
+    id: str
+    name: str
+    url: str
+
+
+def submit(client: Client, kubeflow: Kubeflow, submission: Submission) -> Submitted:
+    """Start the run that was asked for.
+
+    Raises:
+        UnicError: Kubeflow refuses it, with Kubeflow's reason.
+    """
+    name = submission.name()
+    host, quiet = (kubeflow.host or "").rstrip("/"), redirect_stdout(io.StringIO())  # the client prints links
+    with tempfile.TemporaryDirectory() as directory, sentences(host or "this cluster"), quiet:
+        file = Path(directory, "unic.yaml")
+        compile_pipeline(file, submission.request.image)
+        experiment = client.create_experiment(submission.experiment, namespace=kubeflow.namespace)
+        run = client.create_run_from_pipeline_package(
+            str(file),
+            arguments=submission.request.parameters(),
+            run_name=name,
+            experiment_id=experiment.experiment_id,
+            namespace=kubeflow.namespace,
+            # True would switch it on for the steps, too, that must not be cached
+            enable_caching=None if submission.use_cache else False,
+            service_account=submission.service_account,
+        )
+    return Submitted(run.run_id, name, f"{host}/#/runs/details/{run.run_id}")
+
+
+def wait(client: Client, run: Submitted, say: Callable[[str], None]) -> int:
+    """Follow the run to its end: 0 when it succeeded, else 1.
+
+    Args:
+        say: gets a line whenever the state of the run or of a step changes.
+
+    Raises:
+        OutageError: the server is away for minutes.
+    """
+    known: dict[str, str] = {}
+    since = time.monotonic()
+    while True:
+        try:
+            with sentences("Kubeflow"):
+                found = client.get_run(run.id)
+            since = time.monotonic()
+        except OutageError:
+            if time.monotonic() - since > PATIENCE_S:
+                raise
+            time.sleep(PAUSE_S)
+            continue
+        for name, state in states(found).items():
+            if state and known.get(name) != state:
+                known[name] = state
+                say(f"{name}: {state.lower()}")
+        if found.state in ENDED:
+            reason = getattr(found.error, "message", "") or "" if found.state != SUCCEEDED else ""
+            say(f"{run.name}: {found.state.lower()}{': ' if reason else ''}{reason}; {run.url}")
+            return 0 if found.state == SUCCEEDED else 1
+        time.sleep(PAUSE_S)
+
+
+def states(run: Any) -> dict[str, str]:
+    """The state of every step of a run as Kubeflow describes it, by display name; steps of a loop are numbered."""
+    details = getattr(run.run_details, "task_details", None) or []
+    found: dict[str, str] = {}
+    for task in details:
+        name = task.display_name or ""
+        if not task.state or not name or name.endswith("-driver") or name in {"root", "executor"}:
+            continue
+        number = sum(1 for other in found if other.partition(" ")[0] == name)
+        found[f"{name} {number + 1}" if number else name] = str(task.state)
+    return found
+
+
+@contextmanager
+def sentences(place: str) -> Iterator[None]:
+    """What goes wrong between here and Kubeflow at `place`, as a UnicError."""
+    try:
+        yield
+    except ApiException as error:
+        if error.status in {401, 403}:
+            advice = "give --token-file, and --namespace in a shared Kubeflow"
+            raise UnicError(f"Kubeflow at {place} refuses access ({error.status}); {advice}") from error
+        if error.status and error.status >= 500 and error.status != 500:
+            raise OutageError(
+                f"Kubeflow at {place} answers {error.status}; try again, or see whether it runs"
+            ) from error
+        raise UnicError(f"Kubeflow at {place} refuses the request: {_reason(error)}") from error
+    except (HTTPError, OSError) as error:
+        raise OutageError(f"Kubeflow at {place} does not answer; correct --host, or see whether it runs") from error
+
+
+def _reason(error: ApiException) -> str:
+    """The server's own words, the last of its nested reasons."""
+    try:
+        message = str(json.loads(error.body)["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{error.status} {error.reason}"
+    return message.splitlines()[0]
