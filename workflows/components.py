@@ -143,7 +143,7 @@ def choose_probes(config: RunConfig, names: Sequence[str]) -> list[str]:
 
 def brief(row: ResultRow) -> dict[str, Any]:
     """A result row without its details: a parameter has to stay small."""
-    return row.model_dump(include={"model", "dataset", "protocol", "top1", "error"})
+    return row.model_dump(include={"model", "dataset", "protocol", "metric", "top1", "value", "error"})
 
 
 def _write(path: str, data: bytes) -> None:

@@ -27,6 +27,10 @@ from unic_core.provenance import versions
 from unic_core.storage import Store, join, open_store
 from unic_core.student import Student
 from unic_core.teachers import load_teacher
+from workflows.subjects import device as _device
+from workflows.subjects import open_split as _open
+from workflows.subjects import random_student as _random_student
+from workflows.subjects import sentence, student_sha256
 
 log = logging.getLogger(__name__)
 
@@ -159,17 +163,7 @@ def _subjects(config: RunConfig, run: str) -> Iterator[tuple[str, Role, Callable
 
 def _student(name: str, role: Role, student: Student) -> Subject:
     student = student.to(_device()).eval()
-    digest = hashlib.sha256()
-    for key, value in sorted(student.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return Subject(name, role, digest.hexdigest(), student.features, student.image_size)
-
-
-def _random_student(config: RunConfig) -> Student:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return Student(config.student.model_copy(update={"pretrained": False}))
+    return Subject(name, role, student_sha256(student), student.features, student.image_size)
 
 
 def _teacher(config: TeacherConfig, dtype: torch.dtype) -> Subject:
@@ -179,7 +173,7 @@ def _teacher(config: TeacherConfig, dtype: torch.dtype) -> Subject:
 
 def _cache_key(config: RunConfig, subject: Subject, train: ShardedDataset, item: ProbeSet) -> str:
     """What a result depends on; anything else about the run may differ."""
-    free = {"probes", "random_student", "batch"}
+    free = {"probes", "random_student", "batch", "segmentation", "depth", "zeroshot"}
     evaluation = config.evaluation.model_dump(mode="json", exclude=free) | {"classifier": item.classifier}
     parts = [subject.sha256, subject.image_size, train.fingerprint, item.config.train_split, item.test.fingerprint,
              item.config.test_split, item.config.dataset, item.config.group, evaluation, config.seed]  # fmt: skip
@@ -193,19 +187,8 @@ def _cached(cache: Store, key: str) -> list[ResultRow] | None:
         return None
 
 
-def _open(config: RunConfig, datasets: dict[str, str], name: str, split: str) -> ShardedDataset:
-    uri = datasets.get(name, name)
-    if uri == name and "/" not in uri:
-        raise UnicError(
-            f"evaluation.probes names {name!r}, which is not prepared; add it to datasets or give the URI of a "
-            "prepared data set"
-        )
-    return ShardedDataset(uri, split, Path(config.data.cache) if config.data.cache else None, config.data.cache_bytes)
-
-
 def _failed(name: str, role: Role, sha256: str, probe: ProbeConfig, error: BaseException) -> list[ResultRow]:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    reason = text if isinstance(error, UnicError) else f"{type(error).__name__}: {text}"
+    reason = sentence(error)
     return [
         ResultRow(
             model=name,
@@ -218,7 +201,3 @@ def _failed(name: str, role: Role, sha256: str, probe: ProbeConfig, error: BaseE
         )
         for protocol in (probe.classifier, "knn")
     ]
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

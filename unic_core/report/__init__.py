@@ -14,6 +14,7 @@ from unic_core.evals.results import ResultRow
 from unic_core.report import html, markdown, plots
 from unic_core.report.document import build_document
 from unic_core.report.summary import Summary, summarize
+from unic_core.report.tasks import add_tasks, divide, task_metrics
 
 __all__ = ["Report", "build_report"]
 
@@ -32,6 +33,7 @@ class Report:
       has no result of the student
     - `probe/mean_top1_error`: standard error of `probe/mean_top1`; `probe/mean_log_odds`: mean of log(p / (1 - p))
     - `probe/failed`: number of results that are missing, of all models and protocols
+    - `segmentation/<dataset>/miou`, `depth/<dataset>/rmse` (meters), `zeroshot/<dataset>/top1`, and `tasks/failed`
     """
 
     html: str
@@ -58,15 +60,16 @@ def build_report(
     Raises:
         UnicError: there are no rows, or two for the same model, data set and protocol.
     """
-    summary = summarize(rows, config)
+    probes, tasks = divide(rows)
+    summary = summarize(probes, config)
     pngs = plots.draw(summary, history)
-    document = build_document(summary, config, links or {})
+    document = add_tasks(build_document(summary, config, links or {}), tasks, config)
     return Report(
         html=html.render(document, pngs),
         markdown=markdown.render(document, pngs),
         pngs=pngs,
         csv=_csv(rows),
-        metrics=_metrics(summary),
+        metrics=_metrics(summary) | task_metrics(tasks, config),
     )
 
 
@@ -76,7 +79,7 @@ def _csv(rows: Sequence[ResultRow]) -> str:
     writer.writeheader()
     for row in rows:
         values = row.model_dump(include=set(_COLUMNS))
-        writer.writerow(values | {"hyper": json.dumps(values["hyper"])})
+        writer.writerow(values | {key: json.dumps(values[key]) for key in ("hyper", "details")})
     return out.getvalue()
 
 

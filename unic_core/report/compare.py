@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from unic_core.errors import UnicError
 from unic_core.evals.results import ResultRow
+from unic_core.report.tasks import divide
 
 
 class Line(NamedTuple):
@@ -33,7 +34,8 @@ def compare_students(runs: Mapping[str, Sequence[ResultRow]]) -> list[Line]:
     if len(runs) < 2:
         raise UnicError("a comparison needs at least two runs; name them by their URIs")
     students = {
-        run: {(row.dataset, row.protocol): row for row in rows if row.role == "student"} for run, rows in runs.items()
+        run: {(row.dataset, row.protocol): row for row in divide(rows).probes if row.role == "student"}
+        for run, rows in runs.items()
     }
     for run, found in students.items():
         if not found:

@@ -16,8 +16,10 @@ def compare(runs: tuple[str, ...]) -> None:
     RUN is the directory or URI of a run, such as s3://bucket/unic/runs/my-student.
 
     Top-1 in percent with its 95 % interval; `best` names every run whose interval reaches the highest top-1.
+    Segmentation, depth and zero-shot classification have a table of their own.
     """
     from unic_core.report.compare import compare_students
+    from unic_core.report.tasks import compare_tasks
     from unic_core.storage import open_store
     from workflows import steps
 
@@ -26,7 +28,8 @@ def compare(runs: tuple[str, ...]) -> None:
         names = [run.rstrip("/") for run in runs]
     if len(set(names)) < len(names):
         raise UnicError("a run is named twice; name different runs")
-    lines = compare_students({n: steps.read_rows(open_store(run)) for n, run in zip(names, runs, strict=True)})
+    rows = {n: steps.read_rows(open_store(run)) for n, run in zip(names, runs, strict=True)}
+    lines = compare_students(rows)
     cells = []
     for line in lines:
         scores = []
@@ -40,3 +43,6 @@ def compare(runs: tuple[str, ...]) -> None:
                 scores.append(f"{100 * value:.1f}{spread}")
         cells.append((line.dataset, line.protocol, *scores, ", ".join(line.best)))
     console.table(("data set", "protocol", *names, "best"), cells)
+    tasks = compare_tasks(rows)
+    if tasks:
+        console.table(("task", "data set", "metric", *names, "best"), tasks)
