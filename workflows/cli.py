@@ -144,7 +144,7 @@ def report(config: RunConfig, root: str) -> int:
     console.say(steps.promote(config))
     console.table(("metric", "value"), sorted(metrics.items()))
     console.say(f"report: {run}/report/index.html")
-    return 1 if metrics["probe/failed"] else 0
+    return 1 if metrics["probe/failed"] or metrics.get("tasks/failed") else 0
 
 
 @unic.command("import")

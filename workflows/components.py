@@ -225,7 +225,7 @@ def promote(config: str, missing: Sequence[str], fail_on_missing: bool, code_ver
 
 def brief(row: ResultRow) -> dict[str, Any]:
     """A result row without its details: a parameter has to stay small."""
-    return row.model_dump(include={"model", "dataset", "protocol", "top1", "error"})
+    return row.model_dump(include={"model", "dataset", "protocol", "metric", "top1", "value", "error"})
 
 
 def top1_by_model(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -94,10 +94,21 @@ def show_stack(stack: Stack) -> int:
 
 
 def show_rows(rows: Sequence[ResultRow]) -> int:
-    """The table of results; 1 when some are missing, which are named on standard error, else 0."""
+    """The tables of results; 1 when some are missing, which are named on standard error, else 0."""
+    from unic_core.evals.results import TASKS, format_score
+
     good = [row for row in rows if row.error is None]
-    cells = [(r.dataset, r.model, r.protocol, f"{r.top1:.1%}", f"{r.ci_low:.1%} to {r.ci_high:.1%}") for r in good]
-    table(("data set", "model", "protocol", "top-1", "95 % interval"), cells)
+    probes = [row for row in good if row.protocol not in TASKS]
+    cells = [(r.dataset, r.model, r.protocol, f"{r.top1:.1%}", f"{r.ci_low:.1%} to {r.ci_high:.1%}") for r in probes]
+    if probes or not good:
+        table(("data set", "model", "protocol", "top-1", "95 % interval"), cells)
+    tasks = [
+        (r.protocol, r.dataset, r.model, r.metric, *(format_score(r.metric, x) for x in (r.score, r.ci_low, r.ci_high)))
+        for r in good
+        if r.protocol in TASKS
+    ]
+    if tasks:
+        table(("task", "data set", "model", "metric", "score", "95 % from", "to"), tasks)
     failed = [row for row in rows if row.error is not None]
     for row in failed:
         click.echo(f"missing: {row.model} on {row.dataset} ({row.protocol}): {row.error}", err=True)

@@ -15,7 +15,6 @@ import torch
 from unic_core.config import ProbeConfig, RunConfig, TeacherConfig
 from unic_core.data.dataset import ShardedDataset, default_cache
 from unic_core.data.loader import eval_batches
-from unic_core.data.prepare import prepare_dataset
 from unic_core.errors import UnicError
 from unic_core.evals.features import FeatureModel, FeatureSet
 from unic_core.evals.probe import fit_probe
@@ -27,6 +26,7 @@ from unic_core.provenance import versions
 from unic_core.storage import Store, join, open_store
 from unic_core.student import Student
 from unic_core.teachers import load_teacher
+from workflows.subjects import device, open_split, random_student, sentence, student_sha256
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def evaluate_group(
     rows: list[ResultRow] = []
     subjects = list(_subjects(config, run))
     try:
-        train = _open(config, _with(config, root, datasets, group), group, probes[0].train_split)
+        train = open_split(config, root, datasets, group, probes[0].train_split)
     except Exception as error:
         log.exception("%s cannot be probed", group)
         return [row for name, role, _ in subjects for probe in probes for row in _failed(name, role, "", probe, error)]
@@ -71,7 +71,7 @@ def evaluate_group(
         sets: list[ProbeSet] = []
         for probe in probes:
             try:
-                test = _open(config, _with(config, root, datasets, probe.dataset), probe.dataset, probe.test_split)
+                test = open_split(config, root, datasets, probe.dataset, probe.test_split)
                 sets.append(ProbeSet(probe, test))
             except UnicError as error:
                 rows += _failed(name, role, "", probe, error)
@@ -103,7 +103,7 @@ def _probe(
         return rows
     say(f"{subject.name}: features of {len(train):,} training images of {train.name}")
     features = _features(config, root, subject, train)
-    fitted = fit_probe(features, config.evaluation, config.seed, _device(), missing[0].config.classifier)
+    fitted = fit_probe(features, config.evaluation, config.seed, device(), missing[0].config.classifier)
     for item in missing:
         new = []
         try:
@@ -143,7 +143,7 @@ def _features(config: RunConfig, root: str, subject: Subject, dataset: ShardedDa
     found = store.load(key, labels)
     if found is None:
         batches = eval_batches(dataset, subject.image_size, evaluation.batch, config.data.workers)
-        found = store.compute(key, labels, subject.model, batches, _device())
+        found = store.compute(key, labels, subject.model, batches, device())
     return found
 
 
@@ -151,34 +151,24 @@ def _subjects(config: RunConfig, run: str) -> Iterator[tuple[str, Role, Callable
     """Name, role and a function that loads the model; one is in memory at a time."""
     yield "student", "student", lambda: _student("student", "student", read_student(join(run, "student")))
     if config.evaluation.random_student:
-        yield "random student", "random", lambda: _student("random student", "random", _random_student(config))
+        yield "random student", "random", lambda: _student("random student", "random", random_student(config))
     for teacher in config.teachers:
         yield teacher.name, "teacher", partial(_teacher, teacher, DTYPES[config.evaluation.precision])
 
 
 def _student(name: str, role: Role, student: Student) -> Subject:
-    student = student.to(_device()).eval()
-    digest = hashlib.sha256()
-    for key, value in sorted(student.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return Subject(name, role, digest.hexdigest(), student.features, student.image_size)
-
-
-def _random_student(config: RunConfig) -> Student:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return Student(config.student.model_copy(update={"pretrained": False}))
+    student = student.to(device()).eval()
+    return Subject(name, role, student_sha256(student), student.features, student.image_size)
 
 
 def _teacher(config: TeacherConfig, dtype: torch.dtype) -> Subject:
-    teacher = load_teacher(config, None, _device(), dtype)
+    teacher = load_teacher(config, None, device(), dtype)
     return Subject(teacher.name, "teacher", teacher.sha256, teacher, teacher.spec.image_size)
 
 
 def _cache_key(config: RunConfig, subject: Subject, train: ShardedDataset, item: ProbeSet) -> str:
     """What a result depends on; anything else about the run may differ."""
-    free = {"probes", "random_student", "batch"}
+    free = {"probes", "random_student", "batch", "segmentation", "depth", "zeroshot"}
     evaluation = config.evaluation.model_dump(mode="json", exclude=free) | {"classifier": item.config.classifier}
     parts = [subject.sha256, subject.image_size, train.fingerprint, item.config.train_split, item.test.fingerprint,
              item.config.test_split, item.config.dataset, item.config.group, evaluation, config.seed]  # fmt: skip
@@ -192,27 +182,8 @@ def _cached(cache: Store, key: str) -> list[ResultRow] | None:
         return None
 
 
-def _with(config: RunConfig, root: str, datasets: dict[str, str], name: str) -> dict[str, str]:
-    """`datasets` and the set `name`, which is prepared now where that failed before; UnicError says why it fails."""
-    known = next((dataset for dataset in config.datasets if dataset.name == name), None)
-    if name in datasets or known is None:
-        return datasets
-    return {**datasets, name: prepare_dataset(known, root)}
-
-
-def _open(config: RunConfig, datasets: dict[str, str], name: str, split: str) -> ShardedDataset:
-    uri = datasets.get(name, name)
-    if uri == name and "/" not in uri:
-        raise UnicError(
-            f"evaluation.probes names {name!r}, which is not prepared; add it to datasets or give the URI of a "
-            "prepared data set"
-        )
-    return ShardedDataset(uri, split, Path(config.data.cache) if config.data.cache else None, config.data.cache_bytes)
-
-
 def _failed(name: str, role: Role, sha256: str, probe: ProbeConfig, error: BaseException) -> list[ResultRow]:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    reason = text if isinstance(error, UnicError) else f"{type(error).__name__}: {text}"
+    reason = sentence(error)
     return [
         ResultRow(
             model=name,
@@ -225,7 +196,3 @@ def _failed(name: str, role: Role, sha256: str, probe: ProbeConfig, error: BaseE
         )
         for protocol in (probe.classifier, "knn")
     ]
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

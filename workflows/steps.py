@@ -133,7 +133,7 @@ def distill(
 
 
 def probe_groups(config: RunConfig) -> list[str]:
-    """The fan-out: each data set that classifiers are trained on, with all test sets that use them.
+    """The fan-out: each data set that classifiers are trained on, with all test sets that use them; then the tasks.
 
     Raises:
         UnicError: there is nothing to probe, or a probe names a data set or split that is not prepared.
@@ -143,7 +143,8 @@ def probe_groups(config: RunConfig) -> list[str]:
     if not config.evaluation.probes:
         raise UnicError(f"config {config.name}: evaluation.probes is empty; name at least one data set to probe")
     check_probes(config.evaluation.probes, config.datasets)
-    return list(dict.fromkeys(probe.trained_on for probe in config.evaluation.probes))
+    groups = dict.fromkeys(probe.trained_on for probe in config.evaluation.probes)
+    return [*groups, *config.evaluation.tasks]
 
 
 def evaluate(
@@ -151,6 +152,7 @@ def evaluate(
 ) -> list[ResultRow]:
     """Probe student, teachers and a random student with classifiers trained on the data set `probe`.
 
+    A name of `evaluation.tasks` is segmentation, depth or zero-shot classification instead.
     The rows go to `<run>/rows/<probe>.json`. What fails becomes a row with an error.
 
     Raises:
@@ -159,6 +161,7 @@ def evaluate(
     from unic_core.evals.results import dump_rows
     from workflows import tracking
     from workflows.evaluation import evaluate_group
+    from workflows.tasks import evaluate_task
 
     groups = probe_groups(config)
     if probe not in groups:
@@ -168,12 +171,13 @@ def evaluate(
         raise UnicError(f"{run} has no student yet; run `unic distill` first")
     tracking.check_reachable()
     with tracking.child_run(config, tracking.parent_run(config), f"probe-{probe}") as child:
-        rows = evaluate_group(config, root, probe, datasets, run, say)
-        splits = {p.dataset: p.test_split for p in config.evaluation.probes}
+        task = config.evaluation.tasks.get(probe)
+        rows = (evaluate_task if task else evaluate_group)(config, root, probe, datasets, run, say)
+        splits = {p.dataset: p.test_split for p in ([task] if task else config.evaluation.probes)}
         for name, fingerprint in {row.dataset: row.dataset_fingerprint for row in rows if not row.error}.items():
             child.log_dataset(name, datasets.get(name, name), splits[name], fingerprint, "evaluation")
-        scores = {f"{r.protocol}/{r.dataset}/{r.model.replace(' ', '-')}/top1": r.top1 for r in rows}
-        child.log_metrics(0, {name: top1 for name, top1 in scores.items() if top1 is not None})
+        scores = {f"{r.protocol}/{r.dataset}/{r.model.replace(' ', '-')}/{r.metric}": r.score for r in rows}
+        child.log_metrics(0, {name: score for name, score in scores.items() if score is not None})
         child.set_tags({f"error.{row.dataset}.{row.model}": row.error for row in rows if row.error})
     store.put(f"rows/{probe}.json", dump_rows(rows).encode())
     return rows

@@ -44,6 +44,12 @@ from unic_core.config.objective import (
 from unic_core.config.run import (
     RunConfig,
 )
+from unic_core.config.tasks import (
+    DepthConfig,
+    SegmentationConfig,
+    TaskConfig,
+    ZeroShotConfig,
+)
 from unic_core.config.text import (
     dump_config,
     json_schema,
@@ -66,6 +72,7 @@ __all__ = [
     "ClusterConfig",
     "DataConfig",
     "DatasetConfig",
+    "DepthConfig",
     "EmaConfig",
     "EqualConfig",
     "EvaluationConfig",
@@ -85,14 +92,17 @@ __all__ = [
     "ProbeConfig",
     "ProjectorConfig",
     "RunConfig",
+    "SegmentationConfig",
     "StandardizerConfig",
     "StudentConfig",
+    "TaskConfig",
     "TeacherConfig",
     "TokenLoss",
     "TrackingConfig",
     "TrainingConfig",
     "TransformerConfig",
     "UniformConfig",
+    "ZeroShotConfig",
     "dump_config",
     "json_schema",
     "load_config",

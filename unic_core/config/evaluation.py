@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from unic_core.config.base import Frozen, Positive
 from unic_core.config.data import DatasetConfig
+from unic_core.config.tasks import DepthConfig, SegmentationConfig, TaskConfig, ZeroShotConfig
 from unic_core.errors import UnicError
 
 
@@ -36,6 +37,9 @@ class EvaluationConfig(Frozen):
     """Frozen features, then a linear classifier and kNN (section 3)."""
 
     probes: tuple[ProbeConfig, ...] = Field((), description="data sets of the comparison")
+    segmentation: tuple[SegmentationConfig, ...] = Field((), description="data sets with masks")
+    depth: tuple[DepthConfig, ...] = Field((), description="data sets with depths")
+    zeroshot: tuple[ZeroShotConfig, ...] = Field((), description="data sets classified by the names of their classes")
     token: Literal["cls", "patch", "both"] = Field("cls", description="cls token, mean patch token, or both joined")
     batch: Positive = Field(128, description="images per forward pass")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the feature extraction")
@@ -54,6 +58,15 @@ class EvaluationConfig(Frozen):
     )
     random_student: bool = Field(True, description="also probe the student's architecture with random weights")
 
+    @property
+    def tasks(self) -> dict[str, TaskConfig]:
+        """What is evaluated beside the probes, by the names of its steps: `segmentation-<data set>` and so on.
+
+        Of a data set that is a URI `.../<name>/<fingerprint>` the last two parts are taken.
+        """
+        every: tuple[TaskConfig, ...] = (*self.segmentation, *self.depth, *self.zeroshot)
+        return {f"{task.kind}-{'-'.join(task.dataset.rstrip('/').split('/')[-2:])}": task for task in every}
+
     @model_validator(mode="after")
     def _grids(self) -> Self:
         if not self.c_values or min(self.c_values) <= 0:
@@ -62,6 +75,10 @@ class EvaluationConfig(Frozen):
             raise ValueError("knn_k must name at least one k")
         if self.knn_every is not None and not self.probes:
             raise ValueError("knn_every is set, but probes is empty: name a data set to probe")
+        for key in ("segmentation", "depth", "zeroshot"):
+            names = [task.dataset for task in getattr(self, key)]
+            if len(set(names)) < len(names):
+                raise ValueError(f"{key} names a data set twice; name every one once")
         return self
 
     @model_validator(mode="after")

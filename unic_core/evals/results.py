@@ -11,15 +11,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from unic_core.errors import UnicError
 
 Role = Literal["student", "teacher", "random"]
-Protocol = Literal["logreg", "sgd", "knn"]
+Protocol = Literal["logreg", "sgd", "knn", "segmentation", "depth", "zeroshot"]
+TASKS: tuple[Protocol, ...] = ("segmentation", "depth", "zeroshot")  # beside the probes, with metrics of their own
+Metric = Literal["top1", "miou", "rmse"]
 Group = Literal["transfer", "shift"]
 Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
 
 
 class ResultRow(BaseModel):
     """One model on one data set under one protocol: either measured values or an error, never both.
 
-    Accuracies are shares in [0, 1] of the test images; the interval is a 95 % bootstrap over them.
+    Accuracies are shares in [0, 1] of the test images, mIoU a share, RMSE in meters; the interval is a 95 % bootstrap
+    over test images. `score` is the value of `metric`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,9 +34,12 @@ class ResultRow(BaseModel):
     group: Group = "transfer"
     protocol: Protocol
     top1: Share | None = None
-    ci_low: Share | None = None
-    ci_high: Share | None = None
+    ci_low: NonNegative | None = None
+    ci_high: NonNegative | None = None
     mean_class_accuracy: Share | None = None
+    metric: Metric = Field("top1", description="what `value` is; of top1 the value is `top1`")
+    value: NonNegative | None = None
+    details: dict[str, float] = Field({}, description="further measures of the same predictions")
     n_train: int = Field(0, ge=0)
     n_test: int = Field(0, ge=0)
     hyper: dict[str, float] = Field({}, description="chosen hyper-parameters, and what they were chosen by")
@@ -46,12 +53,27 @@ class ResultRow(BaseModel):
 
     @model_validator(mode="after")
     def _measured_or_failed(self) -> Self:
-        values = (self.top1, self.ci_low, self.ci_high, self.mean_class_accuracy)
-        if self.error is None and None in values:
-            raise ValueError("a row without error needs top1, ci_low, ci_high and mean_class_accuracy")
+        needed = ("ci_low", "ci_high") + (("top1", "mean_class_accuracy") if self.metric == "top1" else ("value",))
+        if self.error is None and any(getattr(self, name) is None for name in needed):
+            raise ValueError(f"a row without error needs {', '.join(needed)}")
+        values = (self.top1, self.value, self.ci_low, self.ci_high, self.mean_class_accuracy)
         if self.error is not None and any(value is not None for value in values):
             raise ValueError("a row with an error carries no accuracies")
+        if self.metric != "rmse" and any(value is not None and value > 1 for value in values):
+            raise ValueError(f"{self.metric} and its interval are shares, at most 1")
         return self
+
+    @property
+    def score(self) -> float | None:
+        """The measured value of `metric`; None of a row with an error."""
+        return self.top1 if self.metric == "top1" else self.value
+
+
+def format_score(metric: Metric, score: float | None) -> str:
+    """A score with its unit, as people read it: 83.2 % or 0.573 m."""
+    if score is None:
+        return "failed"
+    return f"{score:.3f} m" if metric == "rmse" else f"{100 * score:.1f} %"
 
 
 def dump_rows(rows: Iterable[ResultRow]) -> str:

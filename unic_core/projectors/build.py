@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from unic_core.config import LadderConfig, LinearNormConfig, MLPConfig, ProjectorConfig
 from unic_core.errors import UnicError
-from unic_core.projectors.base import Projectors, Targets
+from unic_core.projectors.base import Projectors, Targets, part_name
 from unic_core.projectors.ladder import Ladder
 from unic_core.projectors.transformer import TransformerProjectors
+from unic_core.tokens import TOKEN_KINDS, TokenKind
 
 
 def build_projectors(config: ProjectorConfig, targets: Targets, width: int, depth: int, has_blocks: bool) -> Projectors:
@@ -36,6 +42,16 @@ def build_projectors(config: ProjectorConfig, targets: Targets, width: int, dept
             f"projector.heads {config.heads} does not divide the student's width {width}: choose a divisor of it"
         )
     return TransformerProjectors(targets, width, config.heads, config.mlp_ratio, config.init_std)
+
+
+def saved_widths(state: Mapping[str, Tensor], teacher: str) -> dict[TokenKind, int]:
+    """{kind: width} of one teacher's tokens, as a state dict of any of our projectors predicts them."""
+    widths: dict[TokenKind, int] = {}
+    for kind in TOKEN_KINDS:
+        last = re.compile(rf"{kind}\.(second\.)?{re.escape(part_name(teacher))}\.weight")
+        for key in filter(last.fullmatch, state):
+            widths[kind] = len(state[key])
+    return widths
 
 
 def _ladder_hidden(config: LadderConfig, depth: int, has_blocks: bool) -> dict[int, int]:

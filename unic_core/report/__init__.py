@@ -17,6 +17,7 @@ from unic_core.report.cost import cost_metrics
 from unic_core.report.document import build_document
 from unic_core.report.numbers import metrics_of, winners_of
 from unic_core.report.summary import summarize
+from unic_core.report.tasks import divide, task_gaps, task_metrics, task_sections
 
 __all__ = ["Report", "build_report", "rows_as_csv"]
 
@@ -40,6 +41,7 @@ class Report:
     - `models/<model>/<dataset>/top1`, `models/<model>/mean_top1`, `models/<model>/mean_log_odds`: every model
     - `cost/...`: see `unic_core.report.cost.cost_metrics`
     - `probe/failed`: number of results that are missing, of all models and protocols
+    - `segmentation/<dataset>/miou`, `depth/<dataset>/rmse` (meters), `zeroshot/<dataset>/top1`, and `tasks/failed`
     """
 
     html: str
@@ -69,15 +71,18 @@ def build_report(
     Raises:
         UnicError: there are no rows, or two for the same model, data set and protocol.
     """
-    summary = summarize(rows, config)
+    probes, tasks = divide(rows)
+    summary = summarize(probes, config)
     pngs = plots.draw(summary, history)
-    document = build_document(summary, config, links or {}, history, cost)
+    document = build_document(
+        summary, config, links or {}, history, cost, task_sections(tasks, config), task_gaps(tasks, config)
+    )
     return Report(
         html=html.render(document, pngs),
         markdown=markdown.render(document, pngs),
         pngs=pngs,
         csv=rows_as_csv(rows),
-        metrics=metrics_of(summary) | cost_metrics(history, cost, summary.tables, config),
+        metrics=metrics_of(summary) | cost_metrics(history, cost, summary.tables, config) | task_metrics(tasks, config),
         tags=winners_of(summary),
     )
 
@@ -89,5 +94,5 @@ def rows_as_csv(rows: Sequence[ResultRow]) -> str:
     writer.writeheader()
     for row in rows:
         values = row.model_dump(include=set(_COLUMNS))
-        writer.writerow(values | {"hyper": json.dumps(values["hyper"])})
+        writer.writerow(values | {key: json.dumps(values[key]) for key in ("hyper", "details")})
     return out.getvalue()

@@ -27,6 +27,7 @@ from unic_core.report.cells import (
 from unic_core.report.document import TITLES
 from unic_core.report.duels import Pair
 from unic_core.report.summary import PROTOCOLS, Dataset, Model, Table, table_of
+from unic_core.report.tasks import TITLE, compare_tasks, divide, tasks_header
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,11 @@ class Comparison:
     """One table per protocol that was measured; the models are the students, called by the names of their runs.
 
     The first run is what the others are compared with. `settings` are the keys of the configs that differ, with the
-    value of every run.
+    value of every run; `tasks` what segmentation, depth and zero-shot classification gave, line by line.
     """
 
     tables: tuple[Table, ...]
+    tasks: tuple[tuple[str, ...], ...] = ()
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -65,7 +67,7 @@ def compare_runs(
     """
     if len(runs) < 2:
         raise UnicError("a comparison needs at least two runs; name them by their URIs or their ids in MLflow")
-    students = {run: [row for row in rows if row.role == "student"] for run, rows in runs.items()}
+    students = {run: [row for row in divide(rows).probes if row.role == "student"] for run, rows in runs.items()}
     for run, found in students.items():
         if not found:
             raise UnicError(f"run {run} has no results of a student; run `unic evaluate` for it first")
@@ -76,7 +78,7 @@ def compare_runs(
     ordered = tuple(sorted(datasets, key=lambda dataset: dataset.group == "shift"))
     tables = (table_of(everything, protocol, models, ordered) for protocol in PROTOCOLS)
     measured = tuple(table for table in tables if table.rows)
-    return Comparison(measured, _differing(list(runs), configs or {}))
+    return Comparison(measured, compare_tasks(runs), _differing(list(runs), configs or {}))
 
 
 def common_sets(table: Table) -> list[Dataset]:
@@ -117,6 +119,10 @@ def comparison_page(comparison: Comparison, links: Mapping[str, str] | None = No
             f"{duels.how_compared(table, comparison.pairs)}"
         )
         sections.append(Section(f"{title}: against {comparison.runs[0].name}", grid, caption, "results"))
+    if comparison.tasks:
+        lines = [[Cell(text) for text in line] for line in comparison.tasks]
+        grid = Grid(tasks_header(run.name for run in comparison.runs), lines)
+        sections.append(Section(TITLE, grid, "Best are all runs whose 95 % interval reaches it.", "results"))
     if comparison.settings:
         header = ["Setting", *(run.name for run in comparison.runs)]
         lines = [[Cell(key), *map(Cell, values)] for key, values in comparison.settings.items()]
@@ -135,7 +141,7 @@ def comparison_csv(runs: Mapping[str, Sequence[ResultRow]]) -> str:
     for run, rows in runs.items():
         for row in rows:
             values = row.model_dump(include=set(columns))
-            writer.writerow({"run": run} | values | {"hyper": json.dumps(values["hyper"])})
+            writer.writerow({"run": run} | values | {key: json.dumps(values[key]) for key in ("hyper", "details")})
     return out.getvalue()
 
 

@@ -40,19 +40,23 @@ def build_document(
     links: Mapping[str, str],
     history: Sequence[Mapping[str, Any]] = (),
     cost: Sequence[CostRow] = (),
+    tasks: Sequence[Section] = (),
+    gaps: Sequence[list[Cell]] = (),
 ) -> Document:
-    """Words and cells of a comparison."""
+    """Words and cells of a comparison; `tasks` are sections about other things than top-1, `gaps` what they lack."""
     table, student = summary.tables[0], summary.student
     sections = [
         Section(TITLES[table.protocol], _grid(table, student), _caption(table), "results"),
         *_duels(table, student),
         *(Section(TITLES[t.protocol], _grid(t, student), _caption(t), "results") for t in summary.tables[1:]),
+        *tasks,
         Section("Teachers", _teachers(config)),
         *cost_sections(cost, summary.tables),
         _run(config, history),
     ]
-    if summary.gaps:
-        lines = [[Cell(g.model), Cell(g.dataset), Cell(TITLES[g.protocol]), Cell(g.reason)] for g in summary.gaps]
+    lines = [[Cell(g.model), Cell(g.dataset), Cell(TITLES[g.protocol]), Cell(g.reason)] for g in summary.gaps]
+    lines += gaps
+    if lines:
         grid = Grid(["Model", "Data set", "Protocol", "Why"], lines)
         sections.append(Section("Missing and failed", grid, kind="gaps"))
     return Document(

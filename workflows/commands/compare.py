@@ -43,7 +43,7 @@ def compare(runs: tuple[str, ...], html_file: Path | None, csv_file: Path | None
 
     Top-1 in percent with its 95 % interval, then differences from the first run in points with theirs: paired, image
     by image, where the rows allow it. The winner has the highest top-1; `even` are those whose difference from it may
-    be chance.
+    be chance. Segmentation, depth and zero-shot classification have a table of their own.
     """
     from unic_core.report.compare import compare_runs, comparison_csv, comparison_json, comparison_page
 
@@ -138,6 +138,8 @@ def _show(comparison: Comparison) -> None:
     against = [f"{name} - {names[0]}" for name in names[1:]]
     console.table(("data set", "protocol", *names, *against, "winner"), lines)
     console.say(how_compared(comparison.tables[0], comparison.pairs))
+    if comparison.tasks:
+        console.table(("task", "data set", "metric", *names, "best"), comparison.tasks)
 
 
 def _score(row: ResultRow | None) -> str:

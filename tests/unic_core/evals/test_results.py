@@ -42,3 +42,37 @@ def test_half_measured_rows_are_refused(values: dict[str, object]) -> None:
 def test_unreadable_files_are_named(text: str) -> None:
     with pytest.raises(UnicError, match=r"rows/digits\.json .*evaluate again"):
         load_rows(text, "rows/digits.json")
+
+
+def test_rows_of_tasks_carry_their_own_metric() -> None:
+    keys = {**KEYS, "protocol": "depth", "metric": "rmse"}
+    row = ResultRow(**keys, value=1.25, ci_low=1.1, ci_high=1.4, details={"abs_rel": 0.2})
+    assert row.score == 1.25
+    assert load_rows(dump_rows([row]), "rows.json") == [row]
+    assert ResultRow(**KEYS, **MEASURED).score == MEASURED["top1"]
+    assert ResultRow(**keys, error="broken").score is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"metric": "miou", "value": 1.2, "ci_low": 0.1, "ci_high": 0.2},
+        {"metric": "miou", "value": 0.2, "ci_low": 0.1, "ci_high": 1.2},
+        {"metric": "rmse", "value": 0.2},
+        {"metric": "rmse", "value": -0.2, "ci_low": 0.1, "ci_high": 0.2},
+        {"metric": "rmse", "error": "x", "value": 0.2},
+    ],
+)
+def test_scores_out_of_range_or_without_interval_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        ResultRow.model_validate({**KEYS, "protocol": "depth", **values})
+
+
+def test_rows_of_earlier_versions_are_read() -> None:
+    old = (
+        '[{"model":"s","role":"student","dataset":"d","group":"transfer","protocol":"knn","top1":0.5,"ci_low":0.4,'
+        '"ci_high":0.6,"mean_class_accuracy":0.5,"n_train":1,"n_test":2,"hyper":{},"seconds":0.1,"sha256":"",'
+        '"dataset_fingerprint":"","versions":{},"error":null}]'
+    )
+    (row,) = load_rows(old, "rows.json")
+    assert (row.metric, row.score, row.details) == ("top1", 0.5, {})
