@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks.features_of import fashion_source, teacher_features
 from benchmarks.logreg import GRID
 from unic_core.evals.features import FeatureSet
+from unic_core.evals.linear import validation_split
 from unic_core.evals.logreg import fit_logreg, objective
-from unic_core.evals.probe import validation_split
 from unic_core.provenance import versions
 
 TEACHERS = ("efficientnet_lite0", "efficientnet_lite2")

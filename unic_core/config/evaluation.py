@@ -48,6 +48,13 @@ class EvaluationConfig(Frozen):
         description="grid of inverse L2 strengths",
     )
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share of train per class that selects C")
+    c_search: Literal["grid", "optuna"] = Field(
+        "grid", description="try all of c_values, or `c_trials` between their smallest and largest by Optuna's TPE"
+    )
+    c_trials: Positive = Field(40, description="trials of Optuna")
+    seeds: Positive = Field(
+        1, description="linear classifiers per probe, each with its own validation split and search; their mean counts"
+    )
     max_iterations: Positive = Field(2000, description="of the logistic regression")
     sgd_heads: Positive = Field(40, description="pairs of learning rate and weight decay that SGD tries")
     sgd_epochs: Positive = Field(100, description="passes of SGD over the features")

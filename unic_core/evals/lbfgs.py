@@ -7,11 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from unic_core.evals.curvature import Curvature
 from unic_core.evals.softmax import Design, cross_entropy, dot, per_c
 
-TOLERANCE = 1e-5  # see `_tolerance`
-MEMORY = 10  # pairs of steps and gradient differences that L-BFGS remembers
-RESCALE = 10  # iterations between two computations of the Hessian's diagonal
+STRICT, LOOSE, PER_IMAGE = 1e-6, 3e-4, 6e-8  # see `_tolerance`
+MEMORY = 20  # pairs of steps and gradient differences that L-BFGS remembers
+RESCALE = 20  # iterations between two computations of the curvature
 REFRESH = 50  # iterations after which margins are computed afresh, against drift
 LINE_SEARCH = 25  # evaluations per line search; they are elementwise
 
@@ -29,13 +30,14 @@ class _Pair(NamedTuple):
     rho: Tensor  # 1 / <step, change>, or 0 where that isn't positive; [P]
 
 
-def _tolerance(c: Tensor) -> Tensor:
+def _tolerance(design: Design, c: Tensor) -> Tensor:
     """Half the Newton decrement, as a share of the objective, that counts as converged: [P].
 
     Predictions at small C depend on an accurate optimum. At large C the weights grow without bound while the
-    predictions no longer change.
+    predictions no longer change. The bound rises like the distance that scikit-learn's criterion, a small gradient of
+    the mean loss, leaves to the optimum: with C times the number of images.
     """
-    return (TOLERANCE * c.sqrt()).clamp(TOLERANCE / 10, 10 * TOLERANCE)
+    return (PER_IMAGE * len(design.y) * c).clamp(STRICT, LOOSE)
 
 
 def minimize(design: Design, c: Tensor, theta: Tensor, max_iterations: int) -> Solution:
@@ -60,10 +62,10 @@ def minimize(design: Design, c: Tensor, theta: Tensor, max_iterations: int) -> S
     stuck = torch.zeros_like(live, dtype=torch.bool)
     for iteration in range(max_iterations + 1):
         if iteration % RESCALE == 0:
-            diagonal = design.inverse_diagonal(wrong, c)
-        direction = -_apply_inverse(gradient, diagonal, pairs)
+            curvature = Curvature.at(design, wrong, c)
+        direction = -_apply_inverse(gradient, curvature, pairs)
         slope = dot(gradient, direction)
-        quiet = torch.where(-slope / 2 <= _tolerance(c) * objective, quiet + 1, 0)
+        quiet = torch.where(-slope / 2 <= _tolerance(design, c) * objective, quiet + 1, 0)
         done = (quiet >= 2) | stuck | (slope >= 0)
         if iteration == max_iterations:
             done = torch.ones_like(done)
@@ -77,7 +79,7 @@ def minimize(design: Design, c: Tensor, theta: Tensor, max_iterations: int) -> S
                 break
             live, c, objective, slope, quiet = live[stay], c[stay], objective[stay], slope[stay], quiet[stay]
             theta, margins, gradient = theta[stay], margins[stay], gradient[stay]
-            direction, diagonal = direction[stay], diagonal[stay]
+            direction, curvature = direction[stay], curvature.take(stay)
             pairs = [_Pair(p.step[stay], p.change[stay], p.rho[stay]) for p in pairs]
         line = _Line.along(design, theta, direction, margins, c)
         size, objective, stuck = _line_search(line, objective, slope)
@@ -92,7 +94,7 @@ def minimize(design: Design, c: Tensor, theta: Tensor, max_iterations: int) -> S
     return out
 
 
-def _apply_inverse(gradient: Tensor, diagonal: Tensor, pairs: list[_Pair]) -> Tensor:
+def _apply_inverse(gradient: Tensor, curvature: Curvature, pairs: list[_Pair]) -> Tensor:
     """The two-loop recursion: an approximate inverse Hessian times the gradient, [P, K, R + 1]."""
 
     def scaled(factor: Tensor, tensor: Tensor) -> Tensor:
@@ -102,10 +104,10 @@ def _apply_inverse(gradient: Tensor, diagonal: Tensor, pairs: list[_Pair]) -> Te
     for pair in reversed(pairs):
         factors.append(pair.rho * dot(pair.step, result))
         result = result - scaled(factors[-1], pair.change)
-    result = diagonal * result
+    result = curvature.apply(result)
     if pairs:
         last = pairs[-1]
-        fit = 1 / (last.rho * dot(last.change, diagonal * last.change))
+        fit = 1 / (last.rho * dot(last.change, curvature.apply(last.change)))
         result = scaled(torch.where(fit.isfinite(), fit, 1.0), result)
     for pair, factor in zip(pairs, reversed(factors), strict=True):
         result = result + scaled(factor - pair.rho * dot(pair.change, result), pair.step)

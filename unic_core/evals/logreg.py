@@ -6,9 +6,10 @@ What makes it fast:
 
 - The values of C form a path: each starts where a line through the last two solutions (in log C) leads. With few
   classes neighbors on the path share each matrix product, and a C that has converged leaves the batch.
-- Features are rotated into the eigenbasis of their centered Gram matrix. There the Hessian is close to its diagonal,
-  which is computed exactly now and then and is the starting matrix of L-BFGS. The penalty doesn't notice a
-  rotation, so the optimum is the same. With fewer images than features only their span is kept.
+- Features are rotated into the eigenbasis of their centered Gram matrix. There the Hessian is close to its diagonal
+  but for the leading directions, where all classes are coupled: this approximation is computed now and then and is
+  the starting matrix of L-BFGS. The penalty doesn't notice a rotation, so the optimum is the same. With fewer
+  images than features only their span is kept.
 - Logits are linear in the weights: an iteration costs two matrix products, however long its line search is.
 - Cross-entropy is computed from margins (logit minus logit of the true class), which keeps its relative precision
   in float32 where it is tiny. A C that float32 can't finish is finished in float64.
@@ -72,26 +73,48 @@ def fit_logreg(
     Raises:
         UnicError: fewer than two classes, labels out of range, values that are not finite.
     """
-    _check(x, y, c_values, classes)
-    rising = torch.tensor(c_values, dtype=torch.float64, device=x.device).sort()
-    basis = _eigenbasis(x)
-    given = None if start is None else basis.enter(*start)
-    design = Design(basis.z, basis.z.square(), y, basis.penalty, classes)
-    path = _Path()
-    solutions: list[Solution] = []
-    for c in torch.split(rising.values, max(1, min(GROUP // classes, LOGITS // (len(x) * classes)))):
-        solutions.append(_solve(design, c, _start(design, c, given, path), max_iterations))
-        path.add(c, solutions[-1].theta)
-    back = rising.indices.argsort()
-    weight, bias = basis.leave(torch.cat([s.theta for s in solutions])[back])
-    return LogisticRegression(
-        c_values=tuple(c_values),
-        weight=weight,
-        bias=bias,
-        objective=torch.cat([s.objective for s in solutions])[back].cpu(),
-        iterations=torch.cat([s.iterations for s in solutions])[back].cpu(),
-        converged=torch.cat([s.converged for s in solutions])[back].cpu(),
-    )
+    return PathSolver(x, y, classes, max_iterations, start).fit(c_values)
+
+
+class PathSolver:
+    """Logistic regression on one training set, for values of C that may come bit by bit.
+
+    What depends on the features alone is computed once, and every fit starts from the solutions so far.
+    """
+
+    def __init__(
+        self, x: Tensor, y: Tensor, classes: int, max_iterations: int = 2000, start: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """Arguments and errors as in `fit_logreg`."""
+        _check(x, y, classes)
+        self._basis = _eigenbasis(x)
+        self._design = Design(self._basis.z, self._basis.z.square(), y, self._basis.penalty, classes)
+        self._given = None if start is None else self._basis.enter(*start)
+        self._together = max(1, min(GROUP // classes, LOGITS // (len(x) * classes)))
+        self._path, self._max_iterations = _Path(), max_iterations
+
+    def fit(self, c_values: Sequence[float]) -> LogisticRegression:
+        """One model per C, in the order of `c_values`; UnicError unless all are positive."""
+        if not c_values or min(c_values) <= 0:
+            raise UnicError("logistic regression needs at least one C, all of them positive")
+        rising = torch.tensor(c_values, dtype=torch.float64, device=self._design.z.device).sort()
+        solutions = [self._solve(c) for c in torch.split(rising.values, self._together)]
+        back = rising.indices.argsort()
+        weight, bias = self._basis.leave(torch.cat([s.theta for s in solutions])[back])
+        return LogisticRegression(
+            c_values=tuple(c_values),
+            weight=weight,
+            bias=bias,
+            objective=torch.cat([s.objective for s in solutions])[back].cpu(),
+            iterations=torch.cat([s.iterations for s in solutions])[back].cpu(),
+            converged=torch.cat([s.converged for s in solutions])[back].cpu(),
+        )
+
+    def _solve(self, c: Tensor) -> Solution:
+        start = _start(self._design, c, self._given, self._path)
+        found = _solve(self._design, c, start, self._max_iterations)
+        self._path.add(c, found.theta)
+        return found
 
 
 def objective(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, c_values: Sequence[float]) -> Tensor:
@@ -105,11 +128,9 @@ def objective(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, c_values: Sequ
     return torch.stack(values)
 
 
-def _check(x: Tensor, y: Tensor, c_values: Sequence[float], classes: int) -> None:
+def _check(x: Tensor, y: Tensor, classes: int) -> None:
     if x.ndim != 2 or y.shape != x.shape[:1]:
         raise UnicError(f"features must be [n, D] and labels [n], not {list(x.shape)} and {list(y.shape)}")
-    if not c_values or min(c_values) <= 0:
-        raise UnicError("logistic regression needs at least one C, all of them positive")
     if classes < 2 or len(x) == 0:
         raise UnicError(f"logistic regression needs at least two classes and an image, not {classes} and {len(x)}")
     if int(y.min()) < 0 or int(y.max()) >= classes:
@@ -124,7 +145,7 @@ def _check(x: Tensor, y: Tensor, c_values: Sequence[float], classes: int) -> Non
 class _Eigenbasis(NamedTuple):
     """Rotated features and the way there and back.
 
-    z [n, R + 1] float32: coordinates in the eigenbasis, and a column of ones for the intercept.
+    z [R + 1, n] float32: coordinates in the eigenbasis, and a row of ones for the intercept.
     penalty [R + 1] float32: ones, and zero for the intercept.
     """
 
@@ -140,30 +161,36 @@ class _Eigenbasis(NamedTuple):
 
     def leave(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """weight [P, D, K] and bias [P, K], float32, of theta [P, K, R + 1]."""
-        weight = self.vectors @ theta[:, :, :-1].double().mT
+        rotated = theta[:, :, :-1].double().flatten(0, 1) @ self.vectors.T  # one product: batched ones are slow
+        weight = rotated.view(*theta.shape[:2], -1).mT.contiguous()
         bias = theta[:, :, -1].double() - self.mean @ weight
         return weight.float(), bias.float()
 
 
 def _eigenbasis(x: Tensor) -> _Eigenbasis:
-    """Eigenbasis of the centered Gram matrix, by way of its smaller side."""
-    x = x.double()
-    mean = x.mean(0)
-    x = x - mean
+    """Eigenbasis of the centered Gram matrix, by way of its smaller side.
+
+    Any orthonormal basis gives the same optimum, so that the Gram matrix may be rounded; its eigenvectors may not.
+    """
+    mean = x.mean(0, dtype=torch.float64)
+    x = x.float() - mean.float()
+    mean = mean.float().double()  # exactly what was subtracted
     n, d = x.shape
     if d <= n:
         _, vectors = torch.linalg.eigh(x.T @ x)
-        z = x @ vectors
+        z = vectors.T @ x.T
+        vectors = vectors.double()
     else:
-        eigenvalues, left = torch.linalg.eigh(x @ x.T)
+        double = x.double()
+        eigenvalues, left = torch.linalg.eigh(double @ double.T)
         span = eigenvalues > eigenvalues[-1] * d * torch.finfo(torch.float64).eps
         eigenvalues, left = eigenvalues[span], left[:, span]
-        vectors = x.T @ left / eigenvalues.sqrt()
-        z = left * eigenvalues.sqrt()
-    one = torch.ones(1, dtype=x.dtype, device=x.device)
+        vectors = double.T @ left / eigenvalues.sqrt()
+        z = (left * eigenvalues.sqrt()).T.float().contiguous()
+    one = torch.ones(1, device=x.device)
     return _Eigenbasis(
-        z=torch.cat([z, one.expand(n, 1)], 1).float(),
-        penalty=torch.cat([one.expand(z.shape[1]), 0 * one]).float(),
+        z=torch.cat([z, one.expand(1, n)]),
+        penalty=torch.cat([one.expand(len(z)), 0 * one]),
         vectors=vectors,
         mean=mean,
     )
@@ -206,20 +233,20 @@ class _Path:
     """The solutions so far, by rising C: between neighbors the weights move nearly along a line in log C."""
 
     def __init__(self) -> None:
-        self._points: list[tuple[float, Tensor]] = []
+        self._points: dict[float, Tensor] = {}
 
     def add(self, c: Tensor, theta: Tensor) -> None:
         """Remember the solutions theta [P, K, R + 1] at c [P]."""
-        points = zip(c.log().tolist(), theta, strict=True)
-        self._points = [*self._points, *points][-2:]
+        self._points.update(zip(c.log().tolist(), theta, strict=True))
 
     def guesses(self, c: Tensor) -> list[Tensor]:
-        """Starting points [P, K, R + 1] for larger c [P]: the last solution, and the line through the last two."""
+        """Starting points [P, K, R + 1] for c [P]: the nearest solution, and the line through the nearest two."""
         if not self._points:
             return []
-        last, new = self._points[-1]
-        found = [new.expand(len(c), -1, -1)]
-        if len(self._points) == 2 and last > self._points[0][0]:
-            before, old = self._points[0]
-            found.append(new + per_c((c.log() - last) / (last - before), new) * (new - old))
-        return found
+        nearest, line = [], []
+        for at in c.log().tolist():
+            near, *others = sorted(self._points, key=lambda point: abs(point - at))
+            new = self._points[near]
+            nearest.append(new)
+            line.append(new + (at - near) / (near - others[0]) * (new - self._points[others[0]]) if others else new)
+        return [torch.stack(nearest)] if len(self._points) == 1 else [torch.stack(nearest), torch.stack(line)]

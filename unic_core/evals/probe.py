@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from unic_core.config import EvaluationConfig
@@ -17,12 +15,10 @@ from unic_core.evals.bootstrap import bootstrap_accuracy
 from unic_core.evals.difference import pack_hits
 from unic_core.evals.features import FeatureSet
 from unic_core.evals.knn import classify_knn
-from unic_core.evals.logreg import fit_logreg
+from unic_core.evals.linear import Classifier, Head, fit_head
 from unic_core.evals.results import Protocol
-from unic_core.evals.sgd import draw_settings, fit_heads
 
 HEADLINE_K = 20
-Classifier = Literal["logreg", "sgd"]
 
 
 @dataclass(frozen=True)
@@ -47,9 +43,7 @@ class FittedProbe:
 
     labels: Tensor = field(repr=False)  # [K] int64, rising: label of every class number
     train: FeatureSet = field(repr=False)  # y holds class numbers
-    weight: Tensor = field(repr=False)  # [D, K]
-    bias: Tensor = field(repr=False)  # [K]
-    hyper: dict[str, float]
+    heads: tuple[Head, ...] = field(repr=False)  # one per seed
     seconds: float
     config: EvaluationConfig = field(repr=False)
     seed: int
@@ -76,9 +70,9 @@ class FittedProbe:
     def _score_linear(self, test: FeatureSet) -> ProbeScore:
         begin = time.perf_counter()
         x = test.x.to(self.device)
-        x = F.normalize(x, dim=1) if self.classifier == "sgd" else x
-        predicted = self.labels[(x @ self.weight + self.bias).argmax(1).cpu()]
-        return self._scored(self.classifier, predicted, test, self.hyper, self.seconds + time.perf_counter() - begin)
+        correct = torch.stack([self.labels[head.predict(x).cpu()] == test.y for head in self.heads])
+        seconds = self.seconds + time.perf_counter() - begin
+        return self._scored(self.classifier, correct, test, _summary(self.heads, correct, self.seed), seconds)
 
     def _score_knn(self, test: FeatureSet) -> ProbeScore:
         begin = time.perf_counter()
@@ -89,19 +83,20 @@ class FittedProbe:
         best = HEADLINE_K if HEADLINE_K in ks else ks[0]
         hyper = {"k": float(best), "temperature": temperature}
         hyper |= {f"top1_k{k}": float((predicted[k] == test.y).double().mean()) for k in sorted(predicted)}
-        return self._scored("knn", predicted[best], test, hyper, time.perf_counter() - begin)
+        return self._scored("knn", (predicted[best] == test.y)[None], test, hyper, time.perf_counter() - begin)
 
     def _scored(
-        self, protocol: Protocol, predicted: Tensor, test: FeatureSet, hyper: dict[str, float], seconds: float
+        self, protocol: Protocol, correct: Tensor, test: FeatureSet, hyper: dict[str, float], seconds: float
     ) -> ProbeScore:
-        correct = predicted == test.y
+        """`correct` [S, n] bool, by seed; what is averaged and resampled is the share of seeds per image."""
+        share = correct.double().mean(0)
         low, high = bootstrap_accuracy(correct, self.seed)
         return ProbeScore(
             protocol=protocol,
-            top1=float(correct.double().mean()),
+            top1=float(share.mean()),
             ci_low=low,
             ci_high=high,
-            mean_class_accuracy=mean_class_accuracy(correct, test.y),
+            mean_class_accuracy=mean_class_accuracy(share, test.y),
             n_train=len(self.train),
             n_test=len(test),
             hyper=hyper,
@@ -128,7 +123,8 @@ def fit_probe(
     """Select the classifier's settings on a validation split, then fit again on all of `train`.
 
     Args:
-        train: features; labels may be any numbers from 0. seed: of the split, the order and the bootstrap.
+        train: features; labels may be any numbers from 0.
+        seed: of the split, the search, the order and the bootstrap; the first of `config.seeds` numbers in a row.
         device: where the linear algebra runs.
         classifier: logistic regression (the smallest of the best C), or SGD (the first of the best trials).
 
@@ -140,15 +136,11 @@ def fit_probe(
     if len(labels) < 2:
         raise UnicError(f"all training images have label {int(labels[0])}; a probe needs at least two classes")
     begin = time.perf_counter()
-    held_out = validation_split(y, config.validation, seed)
-    fit = _fit_logreg if classifier == "logreg" else _fit_sgd
-    weight, bias, hyper = fit(train.x, y, held_out, len(labels), config, seed, device)
+    heads = [fit_head(train.x, y, len(labels), config, seed + i, device, classifier) for i in range(config.seeds)]
     return FittedProbe(
         labels=labels,
         train=FeatureSet(train.x, y),
-        weight=weight,
-        bias=bias,
-        hyper=hyper,
+        heads=tuple(heads),
         seconds=time.perf_counter() - begin,
         config=config,
         seed=seed,
@@ -157,53 +149,19 @@ def fit_probe(
     )
 
 
-def _fit_logreg(
-    x: Tensor, y: Tensor, held_out: Tensor, classes: int, config: EvaluationConfig, seed: int, device: str
-) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Weight [D, K], bias [K] and what was chosen."""
-    x, y = x.to(device), y.to(device)
-    fit, validation = (~held_out).to(device), held_out.to(device)
-    grid = sorted(set(config.c_values))
-    models = fit_logreg(x[fit], y[fit], grid, classes, config.max_iterations)
-    accuracy = (models.predict(x[validation]) == y[validation]).double().mean(1)
-    best = int(accuracy.cpu().argmax())  # the first one: the smallest C
-    start = (models.weight[best], models.bias[best])
-    final = fit_logreg(x, y, [grid[best]], classes, config.max_iterations, start)
-    return final.weight[0], final.bias[0], {"C": grid[best], "validation_top1": float(accuracy[best])}
-
-
-def _fit_sgd(
-    x: Tensor, y: Tensor, held_out: Tensor, classes: int, config: EvaluationConfig, seed: int, device: str
-) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Weight [D, K], bias [K] and what was chosen; the features stay where they are, batches travel."""
-    lrs, decays = draw_settings(config.sgd_heads, seed)
-    trials = fit_heads(x[~held_out], y[~held_out], lrs, decays, classes, config.sgd_epochs, seed, device)
-    accuracy = (trials.predict(x[held_out]).cpu() == y[held_out]).double().mean(1)
-    best = int(accuracy.argmax())
-    final = fit_heads(x, y, lrs[best : best + 1], decays[best : best + 1], classes, config.sgd_epochs, seed, device)
-    hyper = {"lr": lrs[best], "weight_decay": decays[best], "validation_top1": float(accuracy[best])}
-    return final.weight[0].T, final.bias[0], hyper
-
-
-def validation_split(y: Tensor, share: float, seed: int) -> Tensor:
-    """Which images are held out, [n] bool: `share` of every class, at least one, but never its only image.
-
-    Raises:
-        UnicError: every class has a single image.
-    """
-    rng = np.random.default_rng(seed)
-    held_out = torch.zeros(len(y), dtype=torch.bool)
-    for label in torch.unique(y):
-        members = (y == label).nonzero()[:, 0]
-        count = min(max(1, int(share * len(members))), len(members) - 1)
-        held_out[members[torch.from_numpy(rng.permutation(len(members))[:count])]] = True
-    if not bool(held_out.any()):
-        raise UnicError("every class has a single training image; selecting C needs a class with at least two")
-    return held_out
+def _summary(heads: Sequence[Head], correct: Tensor, seed: int) -> dict[str, float]:
+    """What was chosen; for several seeds by seed, with the standard deviation of their top-1. `correct` [S, n]."""
+    if len(heads) == 1:
+        return heads[0].hyper
+    top1 = correct.double().mean(1)
+    hyper = {"seeds": float(len(heads)), "top1_std": float(top1.std())}
+    for i, head in enumerate(heads):
+        hyper |= {f"{key}_seed{seed + i}": value for key, value in {"top1": float(top1[i]), **head.hyper}.items()}
+    return hyper
 
 
 def mean_class_accuracy(correct: Tensor, y: Tensor) -> float:
-    """Mean over classes of the accuracy inside the class; `correct` [n] bool, labels y [n] int64."""
+    """Mean over classes of the accuracy inside the class; `correct` [n] bool or shares, labels y [n] int64."""
     _, inverse, count = torch.unique(y, return_inverse=True, return_counts=True)
     hits = torch.zeros(len(count), dtype=torch.float64).index_add_(0, inverse, correct.double())
     return float((hits / count).mean())

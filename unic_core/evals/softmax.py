@@ -30,7 +30,7 @@ class Design(NamedTuple):
 
     def margins(self, theta: Tensor, own: float) -> Tensor:
         """Logits minus the true class's logit, [P, K, n], with `own` written at the true class."""
-        logits = (theta.flatten(0, 1) @ self.z.T).view(*theta.shape[:2], -1)
+        logits = (theta.flatten(0, 1) @ self.z).view(*theta.shape[:2], -1)
         index = self.y.expand(len(theta), 1, -1)
         return (logits - logits.gather(1, index)).scatter_(1, index, own)
 
@@ -38,7 +38,7 @@ class Design(NamedTuple):
         """[P, K, R + 1] from the probabilities of the wrong classes [P, K, n]."""
         index = self.y.expand(len(theta), 1, -1)
         residual = wrong.scatter(1, index, -wrong.sum(1, keepdim=True))
-        product = (residual.flatten(0, 1) @ self.z).view_as(theta)
+        product = (residual.flatten(0, 1) @ self.z.T).view_as(theta)
         return product.mul_(per_c(c, theta)).addcmul_(self.penalty, theta)
 
     def inverse_diagonal(self, wrong: Tensor, c: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Design(NamedTuple):
         error = wrong.sum(1, keepdim=True)
         spread = wrong * (1 - wrong)
         spread.scatter_(1, index, error * (1 - error))
-        curvature = (spread.flatten(0, 1) @ self.squares).view(*wrong.shape[:2], -1)
+        curvature = (spread.flatten(0, 1) @ self.squares.T).view(*wrong.shape[:2], -1)
         return 1 / (curvature.mul_(per_c(c, wrong)).add_(self.penalty).clamp_min_(SMALLEST))
 
 

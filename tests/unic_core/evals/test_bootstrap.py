@@ -38,6 +38,15 @@ def test_more_images_and_less_coverage_narrow_it() -> None:
     assert width(1000, 0.5) < width(1000, 0.95)
 
 
+def test_several_classifiers_are_resampled_image_by_image() -> None:
+    correct = torch.rand(3, 300, generator=torch.Generator().manual_seed(0)) < torch.linspace(0.2, 1, 300)
+    low, high = bootstrap_accuracy(correct, seed=0)
+    rng = np.random.default_rng(1)
+    means = correct.numpy()[:, rng.integers(0, 300, (10_000, 300))].mean((0, 2))
+    assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.004)
+    assert bootstrap_accuracy(correct[:1].expand(3, -1), seed=0) == bootstrap_accuracy(correct[0], seed=0)
+
+
 def test_no_images_are_refused() -> None:
     with pytest.raises(UnicError, match="no test images"):
         bootstrap_accuracy(torch.zeros(0, dtype=torch.bool), seed=0)

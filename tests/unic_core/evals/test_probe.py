@@ -11,8 +11,9 @@ from sklearn.datasets import load_digits
 from unic_core.config import EvaluationConfig
 from unic_core.errors import UnicError
 from unic_core.evals.features import FeatureSet
+from unic_core.evals.linear import validation_split
 from unic_core.evals.logreg import fit_logreg
-from unic_core.evals.probe import fit_probe, mean_class_accuracy, run_probe, validation_split
+from unic_core.evals.probe import fit_probe, mean_class_accuracy, run_probe
 
 CONFIG = EvaluationConfig(c_values=(1e-3, 1e-1, 1e1), knn_k=(5, 20))
 
@@ -48,9 +49,10 @@ def test_selection_takes_the_smallest_of_the_best_c_and_refits_on_everything() -
     x = torch.tensor([[-1.0], [1.0]]).repeat(20, 1)  # every C separates it
     train = FeatureSet(x, (x[:, 0] > 0).long())
     fitted = fit_probe(train, EvaluationConfig(c_values=(10.0, 0.1, 1.0)), seed=0)
-    assert fitted.hyper == {"C": 0.1, "validation_top1": 1.0}
+    (head,) = fitted.heads
+    assert head.hyper == {"C": 0.1, "validation_top1": 1.0}
     whole = fit_logreg(train.x, train.y, (0.1,), 2)
-    assert torch.allclose(fitted.weight, whole.weight[0], atol=1e-3)
+    assert torch.allclose(head.weight, whole.weight[0], atol=1e-3)
 
 
 def test_one_training_serves_several_test_sets() -> None:
@@ -132,3 +134,29 @@ def test_sgd_selects_on_a_validation_split_and_is_scored_on_normalized_features(
     assert set(linear.hyper) == {"lr", "weight_decay", "validation_top1"}
     scaled = FeatureSet(100 * test.x, test.y)
     assert run_probe(train, scaled, config, seed=0, classifier="sgd")[0].top1 == linear.top1
+
+
+def test_several_seeds_are_averaged_image_by_image() -> None:
+    train, test = digits(0, 300), digits(300, 700)
+    config = CONFIG.model_copy(update={"validation": 0.5})
+    single = [run_probe(train, test, config, seed)[0] for seed in (7, 8, 9)]
+    linear, knn = run_probe(train, test, config.model_copy(update={"seeds": 3}), seed=7)
+    top1 = [score.top1 for score in single]
+    assert linear.top1 == pytest.approx(sum(top1) / 3)
+    assert linear.hyper["top1_std"] == pytest.approx(torch.tensor(top1).std().item(), abs=1e-6)
+    assert linear.hyper["seeds"] == 3
+    assert [linear.hyper[f"C_seed{seed}"] for seed in (7, 8, 9)] == [score.hyper["C"] for score in single]
+    assert [linear.hyper[f"top1_seed{seed}"] for seed in (7, 8, 9)] == pytest.approx(top1)
+    assert linear.ci_low < linear.top1 < linear.ci_high
+    plain = run_probe(train, test, config, seed=7)[1]
+    assert (knn.top1, knn.ci_low, knn.hyper) == (plain.top1, plain.ci_low, plain.hyper)
+
+
+def test_optuna_is_deterministic_and_no_worse_than_its_first_trials() -> None:
+    train, test = digits(0, 300), digits(300, 700)
+    config = CONFIG.model_copy(update={"c_search": "optuna", "c_trials": 14, "c_values": (1e-5, 1e6)})
+    one, two = (run_probe(train, test, config, seed=3)[0] for _ in range(2))
+    assert (one.top1, one.hyper) == (two.top1, two.hyper)
+    assert 1e-5 <= one.hyper["C"] <= 1e6
+    few = run_probe(train, test, config.model_copy(update={"c_trials": 5}), seed=3)[0]
+    assert one.hyper["validation_top1"] >= few.hyper["validation_top1"]
