@@ -10,11 +10,14 @@ from unic_core.config.base import Fraction, Frozen, Name, NonNegative, Positive
 
 
 class DatasetConfig(Frozen):
-    """A data set to prepare. `source` is `folder:`, `list:`, `wds:`, `idx:`, `torchvision:` or `sklearn:` + place."""
+    """A data set to prepare. `source` is `folder:`, `list:`, `wds:`, `idx:`, `torchvision:` or `sklearn:` + place.
+
+    Sets as their authors publish them: `official:NAME:` + place, with a name of `unic datasets`.
+    """
 
     name: Name = Field(description="how probes and data.train refer to it")
     source: str = Field(
-        pattern=r"^(folder|list|wds|idx|torchvision|sklearn):.+", description="kind and place of the images"
+        pattern=r"^(folder|list|wds|idx|official|torchvision|sklearn):.+", description="kind and place of the images"
     )
     license: str = Field("unknown", description="license of the images")
     limit: dict[str, Positive] = Field({}, description="keep at most this many images of a split")

@@ -1,4 +1,4 @@
-"""Where images come from: `folder:`, `list:`, `wds:`, `idx:`, `torchvision:` and `sklearn:`, each with a place."""
+"""Where images come from: `folder:`, `list:`, `wds:`, `idx:`, `official:`, `torchvision:` and `sklearn:`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from unic_core.data.arrays import digits_source, idx_source, torchvision_source
 from unic_core.data.folders import folder_source, list_source
 from unic_core.data.listing import Source
+from unic_core.data.official import official_source
 from unic_core.data.webdataset import webdataset_source
 from unic_core.errors import UnicError
 
@@ -22,6 +23,7 @@ def open_source(source: str) -> Source:
         "list": list_source,
         "wds": webdataset_source,
         "idx": idx_source,
+        "official": official_source,
         "torchvision": torchvision_source,
         "sklearn": digits_source,
     }

@@ -26,7 +26,7 @@ from unic_core.report.cells import (
 )
 from unic_core.report.document import TITLES
 from unic_core.report.duels import Pair
-from unic_core.report.summary import PROTOCOLS, Dataset, Model, Table, table_of
+from unic_core.report.summary import PROTOCOLS, Dataset, Model, Table, is_probe, table_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def compare_runs(
     """
     if len(runs) < 2:
         raise UnicError("a comparison needs at least two runs; name them by their URIs or their ids in MLflow")
-    students = {run: [row for row in rows if row.role == "student"] for run, rows in runs.items()}
+    students = {run: [row for row in rows if row.role == "student" and is_probe(row)] for run, rows in runs.items()}
     for run, found in students.items():
         if not found:
             raise UnicError(f"run {run} has no results of a student; run `unic evaluate` for it first")

@@ -148,6 +148,11 @@ def summarize(rows: Sequence[ResultRow], config: RunConfig) -> Summary:
     return Summary(models[0], tables, tuple(gaps))
 
 
+def is_probe(row: ResultRow) -> bool:
+    """Whether the row belongs into one of the tables of probes."""
+    return _TABLE.get(row.protocol, row.protocol) in PROTOCOLS
+
+
 def table_of(
     rows: Sequence[ResultRow], protocol: Protocol, models: tuple[Model, ...], datasets: tuple[Dataset, ...]
 ) -> Table:
