@@ -13,11 +13,12 @@ class DatasetConfig(Frozen):
     """A data set to prepare. `source` is `folder:`, `list:`, `wds:`, `idx:`, `torchvision:` or `sklearn:` + place.
 
     Images with masks or depths: `dense:`, `ade20k:` or `nyu:` + place.
+    Sets as their authors publish them: `official:NAME:` + place, with a name of `unic datasets`.
     """
 
     name: Name = Field(description="how probes and data.train refer to it")
     source: str = Field(
-        pattern=r"^(folder|list|wds|idx|torchvision|sklearn|dense|ade20k|nyu):.+",
+        pattern=r"^(folder|list|wds|idx|official|torchvision|sklearn|dense|ade20k|nyu):.+",
         description="kind and place of the images",
     )
     license: str = Field("unknown", description="license of the images")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import inspect
+import logging
 import os
 import re
 import zlib
@@ -20,6 +21,8 @@ from unic_core.data.pixels import Pixels
 from unic_core.data.subset import Indices, stratified
 from unic_core.errors import UnicError
 from unic_core.storage import open_store
+
+log = logging.getLogger(__name__)
 
 _IDX_IMAGES = re.compile(r"^(?P<prefix>.+)-images[-.]idx3-ubyte(?P<gz>\.gz)?$")
 _DIGITS_TEST_SHARE = 1 / 3
@@ -172,6 +175,7 @@ def _construct(factory: Any, root: Path, arguments: dict[str, Any]) -> Any:
         except (RuntimeError, FileNotFoundError):
             if "download" not in parameters:
                 raise
+        log.warning("torchvision:%s is not in %s; torchvision downloads it now", name, root)
         return factory(**arguments, download=True)
     except TypeError as error:
         raise UnicError(f"torchvision:{name} can't be used as a set of labeled images ({error})") from None

@@ -1,4 +1,4 @@
-"""Where images come from: `folder:`, `list:`, `wds:`, `idx:`, `torchvision:`, `sklearn:`, each with a place.
+"""Where images come from: `folder:`, `list:`, `wds:`, `idx:`, `official:`, `torchvision:`, `sklearn:`, each with a place.
 
 `dense:`, `ade20k:` and `nyu:` are images with a mask or depths each.
 """
@@ -11,6 +11,7 @@ from unic_core.data.arrays import digits_source, idx_source, torchvision_source
 from unic_core.data.dense_sources import ade20k_source, dense_source, nyu_source
 from unic_core.data.folders import folder_source, list_source
 from unic_core.data.listing import Source
+from unic_core.data.official import official_source
 from unic_core.data.webdataset import webdataset_source
 from unic_core.errors import UnicError
 
@@ -26,6 +27,7 @@ def open_source(source: str) -> Source:
         "list": list_source,
         "wds": webdataset_source,
         "idx": idx_source,
+        "official": official_source,
         "torchvision": torchvision_source,
         "sklearn": digits_source,
         "dense": dense_source,

@@ -19,7 +19,7 @@ class CatalogEntry:
 
     counts: expected images by split; an empty mapping means that any number will do. source: the `datasets.N.source`
     that reads it, PLACE being the local copy; None where this version has no reader. needs: paths that the official
-    layout has below its root.
+    layout has below its root, where `source` does not know them itself.
     """
 
     name: str
@@ -47,60 +47,64 @@ def _cog(level: int, train: int) -> CatalogEntry:
     return CatalogEntry(
         f"imagenet-cog-l{level}", f"ImageNet-CoG level {level}", "classification", 1000,
         {"train": train, "test": 50_000}, "top-1", _SGD, _IMAGENET,
-        "images of ImageNet-21K from image-net.org; the official split files are pickles, which are not read: write "
-        "each split as text, one `path,label` a line, to train.txt and test.txt",
-        "list:PLACE/train.txt and list:PLACE/test.txt", ("train.txt", "test.txt"),
+        "images of ImageNet-21K from image-net.org, as images/<synset>/<image>; the published split files are pickles, "
+        f"which are not read: write them as text, one <synset>/<image> a line, to L{level}_train.txt and "
+        f"L{level}_test.txt",
+        f"official:imagenet-cog-l{level}:PLACE",
     )  # fmt: skip
 
 
-def _folder(name: str, title: str, classes: int, test: int, license_: str, obtain: str) -> CatalogEntry:
-    """A test set for a classifier trained on ImageNet-1K."""
+def _shift(name: str, title: str, classes: int, test: int, license_: str, obtain: str) -> CatalogEntry:
+    """A test set for a classifier trained on ImageNet-1K; its labels are ImageNet's."""
+    some = "" if classes == 1000 else f"; all 1,000 classes can be answered, of which it has {classes}"
     return CatalogEntry(
-        name, title, "classification", classes, {"train": test}, "top-1", "sgd, train_on imagenet-1k", license_,
-        f"{obtain}; a folder of class folders, whose split is called train",
-        _FOLDER,
+        name, title, "classification", classes, {"test": test}, "top-1", f"sgd, train_on imagenet-1k{some}", license_,
+        obtain, f"official:{name}:PLACE",
+    )  # fmt: skip
+
+
+def _transfer(
+    name: str, title: str, classes: int, train: int, test: int, license_: str, obtain: str, protocol: str = _LOGREG
+) -> CatalogEntry:
+    """A set with an official layout; iNaturalist is tested on its validation images."""
+    last = "val" if name.startswith("inat") else "test"
+    return CatalogEntry(
+        name, title, "classification", classes, {"train": train, last: test}, "top-1", protocol, license_, obtain,
+        f"official:{name}:PLACE",
     )  # fmt: skip
 
 
 CATALOG: tuple[CatalogEntry, ...] = (
     CatalogEntry("imagenet-1k", "ImageNet-1K (ILSVRC 2012)", "classification", 1000,
                  {"train": 1_281_167, "val": 50_000}, "top-1", _SGD, _IMAGENET,
-                 "image-net.org, after registration; val sorted into class folders", _FOLDER, ("train", "val")),
+                 "image-net.org, after registration: train/<synset>/, and val/ sorted into such folders too, or flat "
+                 "with the unpacked development kit beside it", "official:imagenet-1k:PLACE"),
     *(_cog(level, n) for level, n in enumerate((1_118_804, 1_115_788, 1_095_203, 1_107_128, 1_091_654), start=1)),
-    CatalogEntry("aircraft", "FGVC-Aircraft (variants)", "classification", 100, {"trainval": 6667, "test": 3333},
-                 "top-1", _LOGREG, _RESEARCH, "robots.ox.ac.uk/~vgg/data/fgvc-aircraft, release 2013b",
-                 "torchvision:FGVCAircraft:PLACE", ("fgvc-aircraft-2013b/data/images",)),
-    CatalogEntry("cars196", "Stanford Cars", "classification", 196, {"train": 8144, "test": 8041}, "top-1", _LOGREG,
-                 _RESEARCH, "ai.stanford.edu/~jkrause/cars; torchvision's layout",
-                 "torchvision:StanfordCars:PLACE", ("stanford_cars/devkit", "stanford_cars/cars_train")),
-    CatalogEntry("dtd", "Describable Textures, split 1", "classification", 47,
-                 {"train": 1880, "val": 1880, "test": 1880}, "top-1", _LOGREG, _RESEARCH,
-                 "robots.ox.ac.uk/~vgg/data/dtd", "torchvision:DTD:PLACE", ("dtd/dtd/images", "dtd/dtd/labels")),
-    CatalogEntry("eurosat", "EuroSAT (RGB)", "classification", 10, {"train": 18_900, "test": 8100}, "top-1", _LOGREG,
-                 "MIT", "github.com/phelber/EuroSAT; 30 % of every class are a fixed test split",
-                 "torchvision:EuroSAT:PLACE", ("eurosat/2750",)),
-    CatalogEntry("flowers102", "Oxford Flowers-102", "classification", 102, {"train": 1020, "val": 1020, "test": 6149},
-                 "top-1", _LOGREG, _RESEARCH, "robots.ox.ac.uk/~vgg/data/flowers/102",
-                 "torchvision:Flowers102:PLACE", ("flowers-102/jpg", "flowers-102/setid.mat")),
-    CatalogEntry("pets", "Oxford-IIIT Pet", "classification", 37, {"trainval": 3680, "test": 3669}, "top-1", _LOGREG,
-                 "CC BY-SA 4.0", "robots.ox.ac.uk/~vgg/data/pets",
-                 "torchvision:OxfordIIITPet:PLACE", ("oxford-iiit-pet/images", "oxford-iiit-pet/annotations")),
-    CatalogEntry("food101", "Food-101", "classification", 101, {"train": 75_750, "test": 25_250}, "top-1", _LOGREG,
-                 _RESEARCH, "data.vision.ee.ethz.ch/cvl/datasets_extra/food-101",
-                 "torchvision:Food101:PLACE", ("food-101/images", "food-101/meta")),
-    CatalogEntry("sun397", "SUN397, partition 1", "classification", 397, {"train": 19_850, "test": 19_850}, "top-1",
-                 _LOGREG, _RESEARCH, "vision.princeton.edu/projects/2010/SUN; write Training_01 and Testing_01 as "
-                 "`path,label` lists", "list:PLACE/train.txt and list:PLACE/test.txt", ("train.txt", "test.txt")),
-    CatalogEntry("inat2018", "iNaturalist 2018", "classification", 8142, {"train": 437_513, "val": 24_426}, "top-1",
-                 _SGD, _RESEARCH, "github.com/visipedia/inat_comp; write the JSON splits as `path,label` lists",
-                 "list:PLACE/train.txt and list:PLACE/val.txt", ("train.txt", "val.txt")),
-    CatalogEntry("inat2019", "iNaturalist 2019", "classification", 1010, {"train": 265_213, "val": 3030}, "top-1",
-                 _SGD, _RESEARCH, "github.com/visipedia/inat_comp; write the JSON splits as `path,label` lists",
-                 "list:PLACE/train.txt and list:PLACE/val.txt", ("train.txt", "val.txt")),
-    _folder("imagenet-v2", "ImageNet-v2, matched frequency", 1000, 10_000, _WEB, "github.com/modestyachts/ImageNetV2"),
-    _folder("imagenet-r", "ImageNet-R", 200, 30_000, _WEB, "github.com/hendrycks/imagenet-r"),
-    _folder("imagenet-a", "ImageNet-A", 200, 7500, _WEB, "github.com/hendrycks/natural-adv-examples"),
-    _folder("imagenet-sketch", "ImageNet-Sketch", 1000, 50_889, _WEB, "github.com/HaohanWang/ImageNet-Sketch"),
+    _transfer("aircraft", "FGVC-Aircraft (variants)", 100, 6667, 3333, _RESEARCH,
+              "robots.ox.ac.uk/~vgg/data/fgvc-aircraft, release 2013b"),
+    _transfer("cars196", "Stanford Cars", 196, 8144, 8041, _RESEARCH,
+              "ai.stanford.edu/~jkrause/cars: car_ims with cars_annos.mat, or cars_train and cars_test with devkit and "
+              "the labels of the test images"),
+    _transfer("dtd", "Describable Textures, split 1", 47, 3760, 1880, _RESEARCH, "robots.ox.ac.uk/~vgg/data/dtd"),
+    _transfer("eurosat", "EuroSAT (RGB)", 10, 18_900, 8100, "MIT",
+              "github.com/phelber/EuroSAT; no split is published: 810 fixed images of every class are the test images"),
+    _transfer("flowers102", "Oxford Flowers-102", 102, 2040, 6149, _RESEARCH,
+              "robots.ox.ac.uk/~vgg/data/flowers/102: 102flowers.tgz, imagelabels.mat, setid.mat"),
+    _transfer("pets", "Oxford-IIIT Pet", 37, 3680, 3669, "CC BY-SA 4.0",
+              "robots.ox.ac.uk/~vgg/data/pets: images.tar.gz, annotations.tar.gz"),
+    _transfer("food101", "Food-101", 101, 75_750, 25_250, _RESEARCH,
+              "data.vision.ee.ethz.ch/cvl/datasets_extra/food-101"),
+    _transfer("sun397", "SUN397, partition 1", 397, 19_850, 19_850, _RESEARCH,
+              "vision.princeton.edu/projects/2010/SUN: SUN397.tar.gz, Partitions.zip"),
+    _transfer("inat2018", "iNaturalist 2018", 8142, 437_513, 24_426, _RESEARCH,
+              "github.com/visipedia/inat_comp: train_val2018, train2018.json, val2018.json", _SGD),
+    _transfer("inat2019", "iNaturalist 2019", 1010, 265_213, 3030, _RESEARCH,
+              "github.com/visipedia/inat_comp: train_val2019, train2019.json, val2019.json", _SGD),
+    _shift("imagenet-v2", "ImageNet-v2, matched frequency", 1000, 10_000, _WEB,
+           "github.com/modestyachts/ImageNetV2: folders 0 to 999"),
+    _shift("imagenet-r", "ImageNet-R", 200, 30_000, _WEB, "github.com/hendrycks/imagenet-r"),
+    _shift("imagenet-a", "ImageNet-A", 200, 7500, _WEB, "github.com/hendrycks/natural-adv-examples"),
+    _shift("imagenet-sketch", "ImageNet-Sketch", 1000, 50_889, _WEB, "github.com/HaohanWang/ImageNet-Sketch"),
     CatalogEntry("ade20k", "ADE20K (MIT scene parsing)", "segmentation", 150,
                  {"training": 20_210, "validation": 2000},
                  "mIoU", "linear segmentation", _RESEARCH,

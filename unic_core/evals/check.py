@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from unic_core.data.official import Inventory, take_inventory
 from unic_core.data.sources import open_source
 from unic_core.errors import UnicError
 from unic_core.evals.catalog import CATALOG, CatalogEntry
@@ -32,7 +32,7 @@ def find_entry(name: str) -> CatalogEntry:
 def check_copy(entry: CatalogEntry, place: Path) -> list[Finding]:
     """What a copy at `place` has and lacks: paths of the layout, then images by split and classes.
 
-    Nothing is downloaded: sources of torchvision are asked only where all paths of the layout are there.
+    Nothing is downloaded.
 
     Raises:
         UnicError: there is nothing at `place`, or the files can't be understood.
@@ -40,48 +40,39 @@ def check_copy(entry: CatalogEntry, place: Path) -> list[Finding]:
     bundled = entry.source is not None and "PLACE" not in entry.source
     if not bundled and not place.is_dir():
         raise UnicError(f"there is no folder {place}; {entry.title} can be obtained from {entry.obtain}")
-    findings = [_path(place, name) for name in entry.needs]
+    if entry.source is not None and entry.source.startswith("official:"):
+        return _check_official(entry, take_inventory(entry.name, str(place)))
+    findings = [_path(name, (place / name).exists()) for name in entry.needs]
     if entry.source is None or not all(finding.ok for finding in findings):
         return findings
-    sources = [part.replace("PLACE", str(place)) for part in entry.source.split(" and ")]
-    return [*findings, *_counts(entry, sources)]
+    opened = open_source(entry.source.replace("PLACE", str(place)))
+    counts = {name: len(split.keys) for name, split in opened.splits.items()}
+    return [*findings, *_counts(entry, counts, len(opened.classes))]
 
 
-def _path(place: Path, name: str) -> Finding:
-    found = (place / name).exists()
-    return Finding(name, "there", "there" if found else "missing", found)
+def _check_official(entry: CatalogEntry, found: Inventory) -> list[Finding]:
+    findings = [_path(name.replace("|", " or "), there) for name, there in found.needs.items()]
+    if found.listing is None:
+        return findings
+    counts = {}
+    for split, images in found.listing.splits.items():
+        missing = found.missing(split)
+        counts[split] = len(images) - len(missing)
+        if missing:
+            findings.append(_path(f"{missing[0]} ({split})", False))
+    labels = {label for images in found.listing.splits.values() for _, label in images}
+    return [*findings, *_counts(entry, counts, len(labels))]
 
 
-def _counts(entry: CatalogEntry, sources: list[str]) -> Iterator[Finding]:
+def _path(name: str, there: bool) -> Finding:
+    return Finding(name, "there", "there" if there else "missing", there)
+
+
+def _counts(entry: CatalogEntry, found: Mapping[str, int], classes: int) -> Iterator[Finding]:
     """Images of every split, and classes."""
-    found: dict[str, int] = {}
-    classes = 0
-    for source in sources:
-        if source.startswith("torchvision:"):
-            _refuse_download(source)
-        opened = open_source(source)
-        found |= {name: len(split.keys) for name, split in opened.splits.items()}
-        classes = max(classes, len(opened.classes))
     for split in dict.fromkeys([*entry.counts, *found]):
         expected, count = entry.counts.get(split), found.get(split, 0)
         wanted = "any" if expected is None else f"{expected:,}"
         yield Finding(f"images of {split}", wanted, f"{count:,}", expected in (None, count) and count > 0)
     if entry.classes:
         yield Finding("classes", f"{entry.classes:,}", f"{classes:,}", classes == entry.classes)
-
-
-def _refuse_download(source: str) -> None:
-    """UnicError where torchvision does not accept the files as they are, instead of fetching them."""
-    import torchvision.datasets
-
-    _, name, root = source.split(":", 2)
-    factory = getattr(torchvision.datasets, name)
-    if "download" not in inspect.signature(factory).parameters:
-        return
-    try:
-        factory(root)
-    except (RuntimeError, FileNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UnicError(
-            f"torchvision does not find {name} complete in {root} ({reason}); get its files again"
-        ) from None

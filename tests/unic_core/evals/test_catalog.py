@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.unic_core.data.official_trees import TREES
 from unic_core.config import DatasetConfig
+from unic_core.data.layouts import LAYOUTS
 from unic_core.errors import UnicError
-from unic_core.evals.catalog import CATALOG
+from unic_core.evals.catalog import CATALOG, CatalogEntry
 from unic_core.evals.check import check_copy, find_entry
 
 TRANSFER = {
@@ -33,12 +35,18 @@ def test_the_sixteen_transfer_sets_are_there_and_names_are_unique() -> None:
 
 
 @pytest.mark.parametrize("entry", CATALOG, ids=lambda entry: entry.name)
-def test_entries_are_complete_and_their_sources_are_valid(entry: object) -> None:
-    found = find_entry(entry.name)  # type: ignore[attr-defined]
+def test_entries_are_complete_and_their_sources_are_valid(entry: CatalogEntry) -> None:
+    found = find_entry(entry.name)
     assert found.license
     assert found.obtain
-    for part in found.source.split(" and ") if found.source else ():
-        DatasetConfig(name=found.name, source=part.replace("PLACE", "/data"))
+    if found.source is not None:
+        DatasetConfig(name=found.name, source=found.source.replace("PLACE", "/data"))
+
+
+@pytest.mark.parametrize("entry", [e for e in CATALOG if e.name in TRANSFER], ids=lambda entry: entry.name)
+def test_transfer_sets_are_read_from_their_official_layouts(entry: CatalogEntry) -> None:
+    assert entry.source == f"official:{entry.name}:PLACE"
+    assert entry.name in LAYOUTS
 
 
 def test_an_image_folder_is_counted(tmp_path: Path) -> None:
@@ -46,27 +54,28 @@ def test_an_image_folder_is_counted(tmp_path: Path) -> None:
         for label in ("cat", "dog"):
             for i in range(n):
                 image(tmp_path / split / label / f"{i}.png")
-    entry = replace(find_entry("imagenet-1k"), classes=2, counts={"train": 6, "val": 5})
-    findings = {f.what: f for f in check_copy(entry, tmp_path)}
-    assert findings["images of train"].ok
-    assert findings["classes"].ok
-    assert findings["images of val"][1:] == ("5", "4", False)
+    findings = {f.what: f for f in check_copy(find_entry("image-folder"), tmp_path)}
+    assert findings["images of train"][1:] == ("any", "6", True)
+    assert findings["images of val"].ok
 
 
-def test_lists_are_counted(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        image(tmp_path / "images" / f"{split}.png")
-        (tmp_path / f"{split}.txt").write_text(f"images/{split}.png,0\n")
-    entry = replace(find_entry("sun397"), classes=1, counts={"train": 1, "test": 1})
-    assert all(finding.ok for finding in check_copy(entry, tmp_path))
+def test_a_copy_is_compared_with_the_counts_of_the_protocol(tmp_path: Path) -> None:
+    TREES["pets"][1](tmp_path)
+    small = replace(find_entry("pets"), classes=2, counts={"train": 2, "test": 1})
+    assert all(finding.ok for finding in check_copy(small, tmp_path))
+    findings = {f.what: f for f in check_copy(find_entry("pets"), tmp_path)}
+    assert findings["annotations/test.txt"].ok
+    assert findings["images of train"][1:] == ("3,680", "2", False)
+    assert findings["classes"][1:] == ("37", "2", False)
 
 
-def test_the_layout_of_eurosat_gets_a_fixed_test_split(tmp_path: Path) -> None:
-    for label in ("Forest", "River"):
-        for i in range(10):
-            image(tmp_path / "eurosat" / "2750" / label / f"{label}_{i}.jpg")
-    entry = replace(find_entry("eurosat"), classes=2, counts={"train": 14, "test": 6})
-    assert all(finding.ok for finding in check_copy(entry, tmp_path))
+def test_missing_images_are_counted_and_the_first_one_is_named(tmp_path: Path) -> None:
+    TREES["food101"][1](tmp_path)
+    (tmp_path / "food-101/images/waffles/13.jpg").unlink()
+    entry = replace(find_entry("food101"), classes=2, counts={"train": 2, "test": 1})
+    wrong = [finding for finding in check_copy(entry, tmp_path) if not finding.ok]
+    assert [f.what for f in wrong] == ["images/waffles/13.jpg (test)", "images of test"]
+    assert wrong[1][1:3] == ("1", "0")
 
 
 def test_dense_sets_are_counted(tmp_path: Path) -> None:
@@ -88,11 +97,7 @@ def test_dense_sets_are_counted(tmp_path: Path) -> None:
 def test_missing_files_are_named_and_nothing_is_fetched(tmp_path: Path) -> None:
     image(tmp_path / "food-101" / "images" / "pie" / "1.jpg")
     findings = check_copy(find_entry("food101"), tmp_path)
-    assert [(f.what, f.ok) for f in findings] == [("food-101/images", True), ("food-101/meta", False)]
-    (tmp_path / "oxford-iiit-pet" / "images").mkdir(parents=True)
-    (tmp_path / "oxford-iiit-pet" / "annotations").mkdir()
-    with pytest.raises(UnicError, match="torchvision does not find OxfordIIITPet complete"):
-        check_copy(find_entry("pets"), tmp_path)
+    assert [(f.what, f.ok) for f in findings] == [("images", True), ("meta/train.txt", False), ("meta/test.txt", False)]
 
 
 def test_unknown_names_and_places_are_refused(tmp_path: Path) -> None:

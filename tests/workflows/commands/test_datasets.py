@@ -22,5 +22,17 @@ def test_check_says_what_is_missing(tmp_path: Path) -> None:
     assert "is complete; source: sklearn:digits" in complete.output
     missing = CliRunner().invoke(unic, ["datasets", "check", "food101", str(tmp_path)], standalone_mode=False)
     assert missing.return_value == 1
-    assert "food-101/meta" in missing.output
+    assert "meta/train.txt" in missing.output
     assert "obtain it from" in missing.output
+
+
+def test_show_says_how_to_obtain_and_use_a_set() -> None:
+    shown = {}
+    for name in ("cars196", "imagenet-a", "inat2019"):
+        result = CliRunner().invoke(unic, ["datasets", "show", name])
+        assert result.exit_code == 0, result.output
+        shown[name] = result.output
+    assert "cars_annos.mat or devkit/cars_train_annos.mat" in shown["cars196"]
+    assert "{dataset: imagenet-a, train_on: imagenet-1k, group: shift, classifier: sgd}" in shown["imagenet-a"]
+    assert "{dataset: inat2019, test_split: val, classifier: sgd}" in shown["inat2019"]
+    assert "visipedia" in shown["inat2019"]
