@@ -30,7 +30,9 @@ from workflows.request import choose_datasets, read_request
 from workflows.termination import last_words
 
 if TYPE_CHECKING:  # a step that only waits stays light
+    from unic_core.config import RunConfig
     from unic_core.evals.results import ResultRow
+    from workflows.confusion import Confusion
 
 logger = logging.getLogger(__name__)
 
@@ -164,13 +166,13 @@ def distill(
 
 def evaluate(
     config: str, datasets: dict[str, str], run: str, dataset: str, storage_root: str, code_version: str
-) -> str:
+) -> tuple[str, Confusion | None]:
     """Probe the student, its teachers and a random student on one data set.
 
     Whatever fails is a row with an error, so that the other data sets and the report go on.
 
     Returns:
-        The rows, shortened, as JSON: what the run's page shows and the report waits for.
+        The rows, shortened, as JSON: what the report waits for. The student's confusion matrix, where it was probed.
     """
     with step(f"evaluate {dataset}", code_version):
         resolved = load_config(config)
@@ -179,7 +181,20 @@ def evaluate(
         )
         for row in (row for row in rows if row.error):
             logger.warning("%s on %s (%s): %s", row.model, row.dataset, row.protocol, row.error)
-        return json.dumps([brief(row) for row in rows])
+        probed = any(row.role == "student" and row.protocol == "knn" and row.error is None for row in rows)
+        matrix = _confusion(resolved, storage_root, dataset, datasets, run) if probed else None
+        return json.dumps([brief(row) for row in rows]), matrix
+
+
+def _confusion(config: RunConfig, root: str, dataset: str, datasets: dict[str, str], run: str) -> Confusion | None:
+    """A picture for the page of the run; nothing fails for its sake."""
+    from workflows.confusion import confusion
+
+    try:
+        return confusion(config, root, dataset, datasets, run)
+    except Exception as error:
+        logger.warning("no confusion matrix of %s: %s", dataset, error)
+        return None
 
 
 def report(
@@ -233,7 +248,7 @@ def top1_by_model(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {
         f"{row['dataset']}/top1/{row['model'].replace(' ', '-')}": row["top1"]
         for row in rows
-        if row["error"] is None and row["protocol"] != "knn" and row["model"] != "student"
+        if row["top1"] is not None and row["protocol"] != "knn" and row["model"] != "student"
     }
 
 

@@ -154,7 +154,7 @@ def test_report_emits_what_the_user_interface_shows(ir: dict[str, Any]) -> None:
         for a in c.get("outputDefinitions", {}).get("artifacts", {}).values()
     ]
     assert kinds.count("system.Metrics") == 1  # the compare page has a column per Metrics artifact
-    assert {"system.Dataset", "system.Model"} <= set(kinds)
+    assert {"system.Dataset", "system.Model", "system.ClassificationMetrics"} <= set(kinds)
 
 
 @pytest.mark.parametrize("step", STEPS)

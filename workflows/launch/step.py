@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +113,12 @@ class Guard:
     def watch(self, outcome: Future[Status]) -> Status:
         """Wait for the outcome, and keep the connection open meanwhile."""
         warmed = float("-inf")
-        while True:
+        while not outcome.done():
             if time.monotonic() - warmed > WARM_S:
                 self._warm()
                 warmed = time.monotonic()
-            with contextlib.suppress(TimeoutError):
-                return outcome.result(TICK_S)
+            wait([outcome], TICK_S)
+        return outcome.result()
 
     def _warm(self) -> None:
         self._busy = True

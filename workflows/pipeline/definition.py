@@ -94,12 +94,21 @@ def distill(
 
 @_component
 def evaluate(
-    config: str, datasets: dict[str, str], run: str, dataset: str, storage_root: str, code_version: str
+    config: str,
+    datasets: dict[str, str],
+    run: str,
+    dataset: str,
+    storage_root: str,
+    code_version: str,
+    confusion: dsl.Output[dsl.ClassificationMetrics],
 ) -> str:
     """Probe the student, its teachers and a random student on one data set; a failure becomes a row that says so."""
     from workflows import components
 
-    return components.evaluate(config, datasets, run, dataset, storage_root, code_version)
+    rows, matrix = components.evaluate(config, datasets, run, dataset, storage_root, code_version)
+    if matrix is not None:
+        confusion.log_confusion_matrix(matrix.classes, matrix.matrix)
+    return rows
 
 
 @_component
@@ -158,7 +167,7 @@ def evaluations(
         place(rows, image, cpu, memory, hours=DAY, gpus=gpus, shm="2Gi")
         # a cached failure would never be tried again; what succeeded, the step finds on S3 by itself
         rows.set_caching_options(False)
-    return dsl.Collected(rows.output)  # type: ignore[no-any-return]
+    return dsl.Collected(rows.outputs["Output"])  # type: ignore[no-any-return]
 
 
 def _conclude(config: Any, run: Any, rows: Any, fail_on_missing: Any, image: Any) -> None:
