@@ -17,7 +17,8 @@ from unic_core.evals.knn import classify_knn
 from unic_core.evals.probe import HEADLINE_K
 from unic_core.export import read_student
 from unic_core.storage import join
-from workflows.evaluation import _features, _open, _student
+from workflows.evaluation import _features, _student
+from workflows.subjects import open_split
 
 MOST = 20
 
@@ -35,10 +36,10 @@ def confusion(config: RunConfig, root: str, group: str, datasets: dict[str, str]
     Raises:
         UnicError: the data set or the student can't be read.
     """
-    probe = next(p for p in config.evaluation.probes if (p.train_on or p.dataset) == group)
+    probe = next(p for p in config.evaluation.probes if p.trained_on == group)
     train, test = (
-        _open(config, datasets, group, probe.train_split),
-        _open(config, datasets, probe.dataset, probe.test_split),
+        open_split(config, root, datasets, group, probe.train_split),
+        open_split(config, root, datasets, probe.dataset, probe.test_split),
     )
     student = _student("student", "student", read_student(join(run, "student")))
     known, asked = _features(config, root, student, train), _features(config, root, student, test)

@@ -1,4 +1,4 @@
-"""Where images come from: `folder:`, `list:`, `wds:`, `idx:`, `official:`, `torchvision:`, `sklearn:`, each with a place.
+"""Where images come from: `folder:`, `list:`, `wds:`, `idx:`, `official:`, `torchvision:`, `sklearn:`, with a place.
 
 `dense:`, `ade20k:` and `nyu:` are images with a mask or depths each.
 """
