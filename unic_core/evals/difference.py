@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -108,9 +109,15 @@ def mean_difference(differences: Sequence[Difference]) -> Difference | None:
 def _paired(own: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[float, float]:
     """Percentile bootstrap over images. Few values occur, so resamples are drawn as their multinomial counts."""
     values, counts = np.unique(np.round(own - theirs, 9), return_counts=True)
-    n = len(own)
-    drawn = np.random.default_rng(_SEED).multinomial(n, counts / n, RESAMPLES)
-    low, high = np.quantile(drawn @ values / n, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return _resampled(tuple(values.tolist()), tuple(counts.tolist()))
+
+
+@functools.lru_cache(maxsize=1024)  # a report asks for the same pair several times
+def _resampled(values: tuple[float, ...], counts: tuple[int, ...]) -> tuple[float, float]:
+    """Interval of the mean of `values` that occurred `counts` times each."""
+    n = sum(counts)
+    drawn = np.random.default_rng(_SEED).multinomial(n, np.array(counts) / n, RESAMPLES)
+    low, high = np.quantile(drawn @ np.array(values) / n, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return float(low), float(high)
 
 
