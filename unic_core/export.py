@@ -51,16 +51,27 @@ def save_student(
         teachers: manifests of the teachers, `Teacher.manifest()`.
         metrics: results to show in the card.
         license: of weights that the student was made from, where there are any besides the teachers'.
+
+    Raises:
+        UnicError: the student does not fit timm's model, or there is no room, here or in the store.
     """
     model = student.to_timm()
+    about = json.dumps(_hub_config(student, model), indent=2).encode()
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    with tempfile.TemporaryDirectory(prefix="unic-export-") as directory:
-        path = Path(directory) / _WEIGHTS
-        save_file(state, path, metadata={"format": "pt"})
-        store.upload(path, _WEIGHTS)
+    try:
+        with tempfile.TemporaryDirectory(prefix="unic-export-") as directory:
+            path = Path(directory) / _WEIGHTS
+            save_file(state, path, metadata={"format": "pt"})
+            store.upload(path, _WEIGHTS)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        size = sum(value.nbytes for value in state.values()) / 2**20
+        raise UnicError(
+            f"the student can't be saved to {store.uri} ({_first_line(error)}); it needs {size:,.0f} MiB in "
+            f"{tempfile.gettempdir()} (TMPDIR names another directory) and in the store; then run the same again"
+        ) from error
     store.put(_RUN, dump_config(config).encode())
     store.put("README.md", render_card(config, teachers, metrics or {}, license).encode())
-    store.put(_CONFIG, json.dumps(_hub_config(student, model), indent=2).encode())
+    store.put(_CONFIG, about)
 
 
 def load_student(uri: str) -> nn.Module:
@@ -78,14 +89,13 @@ def load_student(uri: str) -> nn.Module:
         state = load(store.get(_WEIGHTS))
         model = timm.create_model(saved["architecture"], num_classes=0, **saved["model_args"])
         model.load_state_dict(state)
+        model.pretrained_cfg.update(saved["pretrained_cfg"])
     except FileNotFoundError:
         raise UnicError(
             f"there is no student at {uri} ({_CONFIG}, {_WEIGHTS}); that of a run lies in <run>/student"
         ) from None
-    except (json.JSONDecodeError, KeyError, TypeError, SafetensorError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UnicError(f"the student at {uri} can't be read ({reason}); export it again") from None
-    model.pretrained_cfg.update(saved["pretrained_cfg"])
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError) as error:
+        raise UnicError(f"the student at {uri} can't be read ({_first_line(error)}); export it again") from None
     return cast(nn.Module, model.eval())
 
 
@@ -106,10 +116,15 @@ def read_student(uri: str) -> Student:
         raise UnicError(
             f"there is no student at {uri} ({_RUN}, {_WEIGHTS}); that of a run lies in <run>/student"
         ) from None
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UnicError(f"the student at {uri} can't be read ({reason}); export it again") from None
+    except (UnicodeDecodeError, SafetensorError, RuntimeError) as error:
+        raise UnicError(f"the student at {uri} can't be read ({_first_line(error)}); export it again") from None
     return student.eval()
+
+
+def _first_line(error: Exception) -> str:
+    """What an exception says first; a KeyError says only a key."""
+    text = str(error).strip().partition("\n")[0]
+    return f"it lacks {text}" if isinstance(error, KeyError) else text or type(error).__name__
 
 
 def write_imported(imported: Imported, store: Store) -> None:

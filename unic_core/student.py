@@ -130,9 +130,16 @@ class Student(nn.Module):
         """A plain timm model without classifier, in eval mode on the CPU, whose features are `features`.
 
         It has the parameters that were removed here, as timm initializes them: norms of scale 1 and offset 0.
+
+        Raises:
+            UnicError: timm's model has not the parameters of this one.
         """
         model = cast(nn.Module, timm.create_model(self.config.model, **self.timm_arguments()))
-        unknown = model.load_state_dict(self.encoder.state_dict(), strict=False).unexpected_keys
+        try:
+            unknown = model.load_state_dict(self.encoder.state_dict(), strict=False).unexpected_keys
+        except RuntimeError as error:  # other shapes
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise UnicError(f"student {self.config.model} does not fit timm's model of that name: {reason}") from None
         if unknown:
             raise UnicError(f"student {self.config.model} has parameters that timm's model lacks: {unknown}")
         return model.eval()

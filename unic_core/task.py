@@ -124,7 +124,8 @@ def check_models(config: RunConfig, cache: Path | None = None) -> None:
     """Find the mistakes that `build_task` would find, in a second and without memory: shapes only, no weights loaded.
 
     Raises:
-        UnicError: a student, projector, teacher or loss that can't be built, or a teacher's file with another checksum.
+        UnicError: a student, projector, teacher or loss that can't be built, a student that can't be saved, or a
+            teacher's file with another checksum.
     """
     targets: dict[str, dict[TokenKind, int]] = {}
     for teacher in config.teachers:
@@ -136,6 +137,7 @@ def check_models(config: RunConfig, cache: Path | None = None) -> None:
     with torch.device("meta"):
         student = Student(config.student.model_copy(update={"pretrained": False}))
         build_projectors(config.projector, targets, student.width, student.depth, student.has_blocks)
+        student.to_timm()  # or it would be found after the training that it can't be saved
 
 
 def build_task(config: RunConfig, device: torch.device | str = "cpu", cache: Path | None = None) -> DistillationTask:

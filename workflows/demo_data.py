@@ -109,8 +109,8 @@ def find_mnist(cache: Path, say: Say = _log.info) -> Path | None:
 def find(wanted: IdxSet, cache: Path, folder: str | Path | None, say: Say) -> Found:
     """The first way that works: the user's folder, the cache, a mirror, the Debian package."""
     if folder is not None:
-        return _own_folder(wanted, Path(folder).expanduser(), say)
-    target = cache / wanted.name
+        return _own_folder(wanted, Path(folder).expanduser().absolute(), say)
+    target = cache.expanduser().absolute() / wanted.name  # tools are started in other directories
     cached = _cached(wanted, target)
     if cached is not None:
         say(f"{wanted.title}: found in {target} (from {cached.way})")

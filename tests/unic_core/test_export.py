@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from unic_core.config import DatasetConfig, RunConfig, StudentConfig, TeacherConfig, load_config
 from unic_core.errors import UnicError
-from unic_core.export import export_onnx, load_student, save_student
+from unic_core.export import export_onnx, load_student, read_student, save_student
 from unic_core.model_card import strictest
 from unic_core.storage import LocalStore, open_store
 from unic_core.student import Student
+from unic_core.task import check_models
 from unic_core.tokens import Tokens
 
 TINY: dict[str, Any] = {
@@ -169,6 +171,61 @@ def test_no_student_and_damaged_student(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UnicError, match="can't be read"):
         load_student(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"\xff\xfe"),
+        ("config.json", b"[]"),
+        ("config.json", b"{}"),
+        ("config.json", b'{"architecture": "vit_tiny_patch16_224", "model_args": {}}'),
+        ("config.json", b'{"architecture": "no_such_model", "model_args": {}, "pretrained_cfg": {}}'),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\xff" * 64),
+    ],
+)
+def test_a_student_that_can_not_be_read_is_one_sentence(name: str, content: bytes, tmp_path: Path) -> None:
+    config = run()
+    save_student(trained(config), config, open_store(str(tmp_path)), TEACHERS)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnicError, match=rf"the student at {tmp_path} can't be read \(.+\); export it again"):
+        load_student(str(tmp_path))
+
+
+def test_a_damaged_config_beside_the_weights_is_one_sentence(tmp_path: Path) -> None:
+    config = run()
+    save_student(trained(config), config, open_store(str(tmp_path)), TEACHERS)
+    for content in (b"\xff\xfe", b"[1", b"name: 3"):
+        (tmp_path / "unic.yaml").write_bytes(content)
+        with pytest.raises(UnicError):
+            read_student(str(tmp_path))
+
+
+def test_a_student_without_room_to_be_saved_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    config = run()
+    with pytest.raises(UnicError, match=r"can't be saved to .* MiB in .*gone \(TMPDIR names another directory\)"):
+        save_student(trained(config), config, open_store(str(tmp_path / "run")), TEACHERS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_that_does_not_fit_timm_is_found_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run()
+    student = Student(config.student)
+    student.encoder.blocks[0].mlp.fc1 = torch.nn.Linear(32, 8)
+    with pytest.raises(UnicError, match=r"does not fit timm's model of that name: size mismatch .*fc1\.bias"):
+        student.to_timm()
+    student = Student(config.student)
+    student.encoder.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(UnicError, match=r"parameters that timm's model lacks: \['extra.weight', 'extra.bias'\]"):
+        student.to_timm()
+    teachers = (TeacherConfig(name="a", model="timm:test_vit"),)
+    check_models(config.model_copy(update={"teachers": teachers}))
+    monkeypatch.setattr(Student, "to_timm", lambda _: (_ for _ in ()).throw(UnicError("it does not fit")))
+    with pytest.raises(UnicError, match="does not fit"):
+        check_models(config.model_copy(update={"teachers": teachers}))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from PIL import Image
 
 from unic_core.config import dump_config, load_config
 from unic_core.errors import UnicError
+from unic_core.evals.difference import unpack_hits
 from unic_core.evals.results import load_rows
 from unic_core.export import save_student
 from unic_core.storage import open_store
@@ -85,7 +86,12 @@ def test_from_the_command_line_to_the_report(tmp_path: Path, clean_environment: 
     assert before.items() <= after.items()  # nothing of digits was computed again
     assert len(after) > len(before)
     assert call("report")[0] == 0
-    assert "Missing and failed" not in run.get("report/report.md").decode()
+    page = run.get("report/report.md").decode()
+    assert "Missing and failed" not in page
+    assert "Intervals are paired" in page
+    rows = load_rows(run.get("report/rows.json"), "rows.json")
+    assert all(unpack_hits(row) is not None for row in rows)
+    assert {row.test_split for row in rows} == {"test"}
 
 
 def test_a_set_that_training_needs_must_be_there(tmp_path: Path) -> None:

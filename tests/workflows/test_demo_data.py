@@ -182,6 +182,23 @@ def test_failing_package_says_why(tmp_path: Path, lines: list[str], monkeypatch:
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_a_relative_cache_and_a_relative_folder_work(
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package's tools run in a directory of their own; what is found is used by processes elsewhere."""
+    write_set(tmp_path / "packed")
+    (tmp_path / "bin").mkdir()
+    scripts = {"apt-get": "touch dataset-small_1.0_all.deb", "dpkg": f'mkdir -p "$3" && cp {tmp_path}/packed/* "$3"'}
+    for tool, script in scripts.items():
+        (tmp_path / "bin" / tool).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.chdir(tmp_path)
+    found = find(replace(SMALL, package="dataset-small"), Path("cache"), None, lines.append)
+    assert found == demo_data.Found(tmp_path / "cache" / "small", "the Debian package dataset-small")
+    assert find(SMALL, Path("elsewhere"), "packed", lines.append).directory == tmp_path / "packed"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt-get is not installed on this machine")
 def test_debian_package(tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def take_inventory(name: str, where: str) -> Inventory:
     best: tuple[Copy, dict[str, bool]] | None = None
     for root in layout.roots:
         below = {key.removeprefix(root): size for key, size in sizes.items() if key.startswith(root)}
-        copy = Copy(store.child(root) if root else store, below)
+        copy = Copy(store.child(root.rstrip("/")) if root else store, below)
         needs = {need: copy.find(need) is not None for need in layout.needs}
         if best is None or sum(needs.values()) > sum(best[1].values()):
             best = (copy, needs)

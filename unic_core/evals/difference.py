@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -35,21 +36,28 @@ class Difference(NamedTuple):
 
 
 def pack_hits(correct: Tensor) -> str:
-    """Which test images were right, [n] bool in the order of the data set, as text: eight images a byte, base64."""
-    return base64.b64encode(np.packbits(correct.cpu().numpy().astype(bool)).tobytes()).decode()
+    """Which test images were right as text: eight images a byte, base64.
+
+    correct: [n] bool in the order of the data set, or [S, n] with one line per seed.
+    """
+    return base64.b64encode(np.packbits(correct.cpu().numpy().astype(bool), axis=-1).tobytes()).decode()
 
 
-def unpack_hits(row: ResultRow) -> NDArray[np.bool_] | None:
-    """[n_test] bool; None where the row has none, or has others than those its top-1 is made of."""
-    if row.top1 is None or not row.hits:
+def unpack_hits(row: ResultRow) -> NDArray[np.float64] | None:
+    """[n_test]: the share of seeds that had each image right, 0 or 1 for a single seed.
+
+    None where the row has no hits, or has others than those its top-1 is made of.
+    """
+    if row.top1 is None or not row.hits or not row.n_test:
         return None
     try:
         packed = np.frombuffer(base64.b64decode(row.hits, validate=True), np.uint8)
     except binascii.Error:
         return None
-    if len(packed) != math.ceil(row.n_test / 8):
+    line = math.ceil(row.n_test / 8)
+    if len(packed) == 0 or len(packed) % line:
         return None
-    hits = np.unpackbits(packed, count=row.n_test).astype(bool)
+    hits = np.unpackbits(packed.reshape(-1, line), axis=-1, count=row.n_test).astype(np.float64).mean(0)
     return hits if math.isclose(float(hits.mean()), row.top1, abs_tol=1e-9) else None
 
 
@@ -98,12 +106,18 @@ def mean_difference(differences: Sequence[Difference]) -> Difference | None:
     return Difference(value, low, high, all(d.paired for d in differences))
 
 
-def _paired(own: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> tuple[float, float]:
-    """Percentile bootstrap: resampled images are counts of a multinomial of (only one, only the other, the rest)."""
-    n = len(own)
-    only = [float((own & ~theirs).mean()), float((theirs & ~own).mean())]
-    counts = np.random.default_rng(_SEED).multinomial(n, [*only, max(0.0, 1.0 - sum(only))], RESAMPLES)
-    low, high = np.quantile((counts[:, 0] - counts[:, 1]) / n, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+def _paired(own: NDArray[np.float64], theirs: NDArray[np.float64]) -> tuple[float, float]:
+    """Percentile bootstrap over images. Few values occur, so resamples are drawn as their multinomial counts."""
+    values, counts = np.unique(np.round(own - theirs, 9), return_counts=True)
+    return _resampled(tuple(values.tolist()), tuple(counts.tolist()))
+
+
+@functools.lru_cache(maxsize=1024)  # a report asks for the same pair several times
+def _resampled(values: tuple[float, ...], counts: tuple[int, ...]) -> tuple[float, float]:
+    """Interval of the mean of `values` that occurred `counts` times each."""
+    n = sum(counts)
+    drawn = np.random.default_rng(_SEED).multinomial(n, np.array(counts) / n, RESAMPLES)
+    low, high = np.quantile(drawn @ np.array(values) / n, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return float(low), float(high)
 
 

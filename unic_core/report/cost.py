@@ -53,7 +53,7 @@ def training_facts(history: Sequence[Mapping[str, Any]], config: RunConfig) -> d
     rate, hours = throughput(history), training_hours(history, config.training.batch)
     if rate is None or hours is None:
         return {}
-    length = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+    length = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
     workers = config.cluster.workers
     return {"Speed": f"{rate:,.0f} images/s", "Duration": f"{length} on {workers} worker{'' if workers == 1 else 's'}"}
 
@@ -74,15 +74,15 @@ def _models(parts: Sequence[CostRow]) -> list[Section]:
         lines.append(
             [
                 Cell(part.part.removeprefix(_TEACHER), "" if part is student else "teacher"),
-                Cell(f"{part.parameters / 1e6:,.1f} M"),
-                Cell(f"{part.gflops_forward:,.2f}", share),
+                Cell(_millions(part.parameters)),
+                Cell(_gflops(part.gflops_forward), share),
             ]
         )
     everyone = sum(part.gflops_forward for part in shown if part is not student)
     caption = (
         "Encoders alone, at the resolution of the student's training. All teachers together take "
-        f"{everyone:,.2f} GFLOPs an image, {everyone / student.gflops_forward:.1f} times what the student that "
-        f"replaces them takes. A training step costs {parts[-1].gflops_step:,.2f} GFLOPs an image, projectors "
+        f"{_gflops(everyone)} GFLOPs an image, {everyone / student.gflops_forward:.1f} times what the student that "
+        f"replaces them takes. A training step costs {_gflops(parts[-1].gflops_step)} GFLOPs an image, projectors "
         "included; they are thrown away afterwards. One multiply-add is two FLOPs."
     )
     return [Section("Cost of the models", Grid(["Model", "Parameters", "GFLOPs an image"], lines), caption)]
@@ -109,6 +109,14 @@ def _probes(tables: Sequence[Table]) -> list[Section]:
         "counted in each."
     )
     return [Section("Cost of the probes", Grid(["Data set", *(m.name for m in models)], lines), caption, "results")]
+
+
+def _millions(parameters: int) -> str:
+    return f"{parameters / 1e6:,.1f} M" if parameters >= 1e5 else f"{parameters / 1e6:.2g} M"
+
+
+def _gflops(number: float) -> str:
+    return f"{number:,.2f}" if number >= 1 else f"{number:.2g}"
 
 
 def _seconds(seconds: float) -> str:

@@ -142,6 +142,8 @@ def _relative(table: Table, student: Model) -> Figure | None:
         among = f" of {over} measured" if over < of else ""
         names.append(f"{dataset.name}\n(best{among}: {best.name if best else ''})")
     axes.set_yticks(range(len(known)), names, fontsize=9)
+    spare = max(0.0, (2 - len(known)) / 2)  # a single bar is no thicker than others
+    axes.set_ylim(-0.6 - spare, len(known) - 0.4 + spare)
     axes.set_xlabel("points")
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(visible=False, axis="y")

@@ -50,6 +50,7 @@ def _client(uri: str) -> MlflowClient:
     # MLflow's own defaults wait four minutes for a server that is gone
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for chatty in ("alembic", "mlflow.store", "mlflow.system_metrics", "mlflow.tracking"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     database = _database(uri)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import FaultProxy
+from tests.unic_core.data.official_trees import TREES
 from tests.workflows.conftest import S3, clean_environment, own_s3, s3, s3_server
 from unic_core.config import DatasetConfig
 from unic_core.data import prepare, webdataset
@@ -48,6 +49,15 @@ def test_a_folder_on_s3(
     uri = prepare_dataset(config(f"folder:{source}"), f"s3://unic/{tmp_path.name}/{workers}", workers=workers)
     assert shards(uri) == shards(prepare_dataset(config(f"folder:{root}"), str(tmp_path)))
     assert [key for key in open_store(uri).list() if key.startswith("unfinished")] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["aircraft", "cars196", "sun397"])
+def test_an_official_copy_on_s3(name: str, s3: S3, tmp_path: Path) -> None:
+    TREES[name][1](tmp_path / "copy")
+    source = upload(tmp_path / "copy", f"s3://unic/{tmp_path.name}/copy")
+    uri = prepare_dataset(config(f"official:{name}:{source}"), f"s3://unic/{tmp_path.name}/out")
+    assert shards(uri) == shards(prepare_dataset(config(f"official:{name}:{tmp_path / 'copy'}"), str(tmp_path)))
 
 
 @pytest.mark.slow

@@ -55,6 +55,25 @@ def test_paired_interval_equals_the_bootstrap_over_images_and_is_narrower() -> N
     assert (found.verdict, apart.verdict) == ("better", "even")
 
 
+def test_several_seeds_are_averaged_image_by_image() -> None:
+    rng = np.random.default_rng(3)
+    one, other = rng.random((3, 500)) < 0.8, rng.random((2, 500)) < 0.7
+    rows = []
+    for correct in (one, other):
+        top1 = float(correct.mean())
+        hits = pack_hits(torch.from_numpy(correct))
+        rows.append(row(correct[0]).model_copy(update={"top1": top1, "ci_low": 0.0, "ci_high": 1.0, "hits": hits}))
+    shares = unpack_hits(rows[0])
+    assert shares is not None
+    assert np.allclose(shares, one.mean(0))
+    found = difference(rows[0], rows[1])
+    assert found is not None
+    assert found.paired
+    chosen = rng.integers(0, 500, (10_000, 500))
+    means = (one.mean(0) - other.mean(0))[chosen].mean(1)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.003)
+
+
 def test_both_intervals_cover_the_truth_in_about_95_of_100_cases() -> None:
     paired = apart = 0
     for seed in range(200):
