@@ -346,15 +346,24 @@ class _TrainImages(Dataset[_Answer]):
 # ---------------------------------------------------------------- evaluation
 
 
+def own_batches(images: int, batch: int, rank: int, world: int) -> range:
+    """Numbers of the batches that process `rank` of `world` reads: contiguous, as even as whole batches allow."""
+    total = math.ceil(images / batch)
+    return range(total * rank // world, total * (rank + 1) // world)
+
+
 def eval_batches(
-    dataset: ShardedDataset, image_size: int, batch: int, workers: int = 0
+    dataset: ShardedDataset, image_size: int, batch: int, workers: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All images in order: (uint8 [b, 3, S, S], labels int64 [b]); short side resized, center crop (section 1.7).
+
+    With several processes those of `own_batches`: every batch holds the same images as with one.
 
     Raises:
         UnicError: an image or a shard is unreadable.
     """
-    with closing(_answers(_EvalImages(dataset, image_size, batch), None, workers, prefetch=2)) as answers:
+    numbers = own_batches(len(dataset), batch, rank, world)
+    with closing(_answers(_EvalImages(dataset, image_size, batch, numbers), None, workers, prefetch=2)) as answers:
         for images, labels, error in answers:
             if error is not None:
                 raise UnicError(error)
@@ -362,16 +371,16 @@ def eval_batches(
 
 
 class _EvalImages(Dataset[tuple[Tensor, Tensor, str | None]]):
-    """Batch number to batch."""
+    """Some batches of a data set, by their numbers."""
 
-    def __init__(self, dataset: ShardedDataset, image_size: int, batch: int) -> None:
-        self._dataset, self._image_size, self._batch = dataset, image_size, batch
+    def __init__(self, dataset: ShardedDataset, image_size: int, batch: int, numbers: range) -> None:
+        self._dataset, self._image_size, self._batch, self._numbers = dataset, image_size, batch, numbers
 
     def __len__(self) -> int:
-        return math.ceil(len(self._dataset) / self._batch)
+        return len(self._numbers)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, str | None]:
-        begin = number * self._batch
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor, str | None]:
+        begin = self._numbers[place] * self._batch
         worker = get_worker_info()
         for turn in (0, 1):  # this batch and the next one of this worker
             first = begin + turn * self._batch * (worker.num_workers if worker else 1)
