@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unic_core.config import DatasetConfig, TeacherConfig
 from unic_core.data.dataset import ShardedDataset
-from unic_core.data.loader import eval_batches
+from unic_core.data.eval_loader import eval_batches
 from unic_core.data.prepare import prepare_dataset
 from unic_core.evals.features import FeatureSet, extract
 from unic_core.teachers import load_teacher

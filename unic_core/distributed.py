@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar, cast
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from unic_core.errors import UnicError
+
+T = TypeVar("T")
 
 
 def _grouped() -> bool:
@@ -57,3 +64,18 @@ def agree_max(value: int) -> int:
     agreed = torch.tensor(value)
     dist.all_reduce(agreed, dist.ReduceOp.MAX)
     return int(agreed)
+
+
+def together(action: Callable[[], T]) -> T:
+    """The result of `action` in this process, once all have theirs: where one fails, all fail, and nobody waits.
+
+    Raises:
+        UnicError: it failed in another process. What it raised in this one goes on.
+    """
+    try:
+        result, error = action(), None
+    except Exception as caught:
+        result, error = None, caught
+    if agree_max(int(error is not None)):
+        raise error or UnicError("another process could not go on; look for its message")
+    return cast(T, result)

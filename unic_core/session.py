@@ -25,7 +25,8 @@ from unic_core.config import RunConfig
 from unic_core.cost import cost_table, render_cost, store_cost
 from unic_core.data.augment import DeviceAugment
 from unic_core.data.dataset import ShardedDataset
-from unic_core.data.loader import TrainLoader, eval_batches
+from unic_core.data.eval_loader import eval_batches
+from unic_core.data.loader import TrainLoader
 from unic_core.distributed import all_sum, rank, world_size
 from unic_core.errors import UnicError
 from unic_core.evals.in_training import InTrainingKnn

@@ -15,9 +15,7 @@ from torch import Tensor
 from unic_core.config import RunConfig
 from unic_core.evals.knn import classify_knn
 from unic_core.evals.probe import HEADLINE_K
-from unic_core.export import read_student
-from unic_core.storage import join
-from workflows.evaluation import _features, _student
+from workflows.evaluation import _devices, _features, _student
 from workflows.subjects import open_split
 
 MOST = 20
@@ -41,7 +39,7 @@ def confusion(config: RunConfig, root: str, group: str, datasets: dict[str, str]
         open_split(config, root, datasets, group, probe.train_split),
         open_split(config, root, datasets, probe.dataset, probe.test_split),
     )
-    student = _student("student", "student", read_student(join(run, "student")))
+    student = _student(run, _devices()[0])
     known, asked = _features(config, root, student, train), _features(config, root, student, test)
     labels, numbers = torch.unique(known.y, return_inverse=True)
     temperature = config.evaluation.knn_temperature

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from unic_core.config import DepthConfig, RunConfig, SegmentationConfig, TaskConfig, ZeroShotConfig
-from unic_core.data.loader import eval_batches
+from unic_core.data.eval_loader import eval_batches
 from unic_core.errors import UnicError
 from unic_core.evals.depth import evaluate_depth
 from unic_core.evals.results import ResultRow, Role, dump_rows, format_score, load_rows

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.multiprocessing.spawn import start_processes
 
-from unic_core.distributed import all_gather_stack, all_sum, broadcast, rank, world_size
+from unic_core.distributed import all_gather_stack, all_sum, broadcast, rank, together, world_size
+from unic_core.errors import UnicError
 
 
 def test_one_process_needs_no_group() -> None:
@@ -18,6 +20,12 @@ def test_one_process_needs_no_group() -> None:
     assert torch.equal(all_sum(x), x)
     assert torch.equal(broadcast(x), x)
     assert torch.equal(all_gather_stack(x), x[None])
+
+
+def test_what_fails_alone_fails_as_it_is() -> None:
+    assert together(lambda: 3) == 3
+    with pytest.raises(ValueError, match="mine"):
+        together(_fail)
 
 
 def test_results_are_new_tensors_without_gradient() -> None:
@@ -41,7 +49,14 @@ def _check_collectives(number: int, world: int, store: str) -> None:
     assert torch.equal(all_gather_stack(torch.tensor(number)), torch.arange(world))
     assert torch.equal(broadcast(own), torch.zeros(3, 2, dtype=torch.float64))
     assert torch.equal(own, torch.full((3, 2), float(number), dtype=torch.float64))
+    assert together(lambda: number) == number
+    with pytest.raises(ValueError, match="mine") if number == 1 else pytest.raises(UnicError, match="another process"):
+        together(lambda: _fail() if number == 1 else None)
     dist.destroy_process_group()
+
+
+def _fail() -> None:
+    raise ValueError("mine")
 
 
 def test_three_processes(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import shutil
+import socket
 import struct
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -117,10 +117,8 @@ def test_mirror_then_cache(mirror: tuple[IdxSet, Path], tmp_path: Path, lines: l
     first = find(wanted, tmp_path / "cache", None, lines.append)
     assert first.way == "torchvision's mirrors"
     assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == ["small"]  # nothing half-written beside it
-    shutil.rmtree(served)
-    started = time.perf_counter()
+    shutil.rmtree(served)  # whatever asked the mirror again would fail
     assert find(wanted, tmp_path / "cache", None, lines.append) == first
-    assert time.perf_counter() - started < 0.5
     assert lines[-1] == f"Small: found in {tmp_path / 'cache' / 'small'} (from torchvision's mirrors)"
 
 
@@ -153,16 +151,13 @@ def test_no_way_names_all_ways(tmp_path: Path, lines: list[str], monkeypatch: py
     assert len(lines) == 2  # each way said why not
 
 
-def test_silent_host_is_given_up_in_time(tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
+def test_silent_host_is_given_up(tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a limit this would never end: the host keeps the connection open until the search is over."""
     monkeypatch.setattr(demo_data, "PROBE_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and never answers
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
-        started = time.perf_counter()
-        with pytest.raises(UnicError, match="no mirror answered"):
+        with pytest.raises(UnicError, match="no mirror answered within"):
             find(replace(SMALL, mirrors=lambda: Mirrors((address,), {"x": "0"})), tmp_path, None, lines.append)
-        assert time.perf_counter() - started < 2
 
 
 def test_the_variable_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,6 +209,5 @@ def test_debian_package(tmp_path: Path, lines: list[str], monkeypatch: pytest.Mo
     assert sorted(p.name for p in found.iterdir()) == sorted(
         ["receipt.json", *(f"{name}.gz" for name in SMALL.shapes())]
     )
-    started = time.perf_counter()
+    monkeypatch.setenv("PATH", str(tmp_path))  # neither apt-get nor dpkg: only the cache is left
     assert find_fashion_mnist(tmp_path, say=lines.append) == found
-    assert time.perf_counter() - started < 0.5

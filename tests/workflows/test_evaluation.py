@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from unic_core.config import RunConfig, load_config
+from unic_core.data.dataset import ShardedDataset
 from unic_core.data.prepare import prepare_dataset
 from unic_core.evals.results import ResultRow
 from unic_core.export import save_student
 from unic_core.storage import open_store
 from unic_core.student import Student
+from workflows import evaluation
 from workflows.evaluation import evaluate_group
 
 if TYPE_CHECKING:
@@ -76,3 +78,35 @@ def test_another_machine_reads_the_features_from_s3(config: RunConfig, s3: S3, t
     read = {path.name for path in (tmp_path / "two" / "features").rglob("*.npy")}
     assert len(read) == 2
     assert len(list((tmp_path / "two" / "features").rglob("*.npy"))) == len(store.list("cache/features/")) == 6
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_features_of_one(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit by bit, and everything after them; the second time no process is started."""
+    one, two, run = str(tmp_path / "one"), str(tmp_path / "two"), str(tmp_path / "run")
+    small = config.evaluation.model_copy(update={"batch": 24, "probes": config.evaluation.probes[:1]})
+    config = config.model_copy(update={"evaluation": small})
+    datasets = {d.name: prepare_dataset(d, one) for d in config.datasets}
+    save_student(Student(config.student), config, open_store(run).child("student"), [], license="MIT")
+    alone = evaluate_group(config, one, "digits", datasets, run, lambda _: None)
+
+    monkeypatch.setattr(evaluation, "_devices", lambda: ["cpu", "cpu"])
+    together = evaluate_group(config, two, "digits", datasets, run, lambda _: None)
+    assert [(row.model, row.protocol, row.top1) for row in together] == [(r.model, r.protocol, r.top1) for r in alone]
+    stores = open_store(f"{one}/cache/features"), open_store(f"{two}/cache/features")
+    assert list(stores[0].list()) == list(stores[1].list())
+    assert len(stores[0].list()) == 6
+    for key in stores[0].list():
+        assert stores[0].get(key) == stores[1].get(key)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("there was nothing to compute")
+
+    monkeypatch.setattr(evaluation, "by_processes", refuse)
+    for row in Path(two, "cache", "rows").iterdir():
+        row.unlink()
+    again = evaluate_group(config, two, "digits", datasets, run, lambda _: None)
+    assert [row.top1 for row in again] == [row.top1 for row in alone]
+    assert len(ShardedDataset(datasets["digits"], "train")) % 24 != 0  # the last batch was a short one

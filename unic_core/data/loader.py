@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import logging
-import math
-import signal
-import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from copy import copy
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, Sampler
 
 from unic_core.config import AugmentConfig, DataConfig
 from unic_core.data.dataset import ShardedDataset
 from unic_core.data.decode import BrokenImageError, decode
-from unic_core.data.geometry import Geometry, center, crop_and_flip, draw_geometry
+from unic_core.data.geometry import Geometry, crop_and_flip, draw_geometry
 from unic_core.data.order import epoch_order, locate
 from unic_core.data.subset import Indices
+from unic_core.data.workers import WorkersKilledError, in_workers
 from unic_core.draw import Draw
 from unic_core.errors import UnicError
-
-T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -75,10 +71,6 @@ class _Answer(NamedTuple):
     broken: list[_Broken]
     error: str | None
     notes: list[str]
-
-
-class _WorkersKilledError(UnicError):
-    """Workers are gone that did not end by themselves."""
 
 
 class TrainLoader:
@@ -133,7 +125,7 @@ class TrainLoader:
         given = 0  # batches
         while True:
             try:
-                with closing(_answers(self._images, self._plan.skip(given), self._workers, _PREFETCH)) as answers:
+                with closing(in_workers(self._images, self._workers, self._plan.skip(given), _PREFETCH)) as answers:
                     for answer in answers:
                         for note in (note for note in answer.notes if note not in said):
                             said.add(note)
@@ -144,49 +136,9 @@ class TrainLoader:
                         killed.epoch = answer.batch.epoch
                         given += 1
                         yield answer.batch
-            except _WorkersKilledError:
+            except WorkersKilledError:
                 if not killed.is_tolerable():
                     raise
-
-
-def _answers(images: Dataset[T], sampler: Sampler[Any] | None, workers: int, prefetch: int) -> Generator[T, None, None]:
-    """What `images` gives for the sampler's requests, in their order, loaded by `workers` processes."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGCHLD)
-    answers = iter(
-        DataLoader(
-            images,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=workers,
-            worker_init_fn=_ignore_interrupts,
-            prefetch_factor=prefetch if workers else None,
-            pin_memory=torch.cuda.is_available(),
-        )
-    )
-    if in_main_thread:  # torch's own handler raises in the middle of whatever runs when a worker dies
-        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
-    try:
-        while True:
-            try:
-                answer = next(answers)
-            except StopIteration:
-                return
-            except (RuntimeError, OSError, EOFError) as error:  # the last two: it was killed while handing over
-                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                    raise
-                raise _WorkersKilledError(
-                    "a data worker was killed, most likely for lack of memory or shared memory; "
-                    "lower data.workers, or give the pod more memory and a larger /dev/shm"
-                ) from error
-            yield answer
-    finally:
-        del answers  # the last reference: ends the workers
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the training process alone answers it, and ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Killed:
@@ -341,53 +293,3 @@ class _TrainImages(Dataset[_Answer]):
         raise UnicError(
             f"{dataset.uri} is mostly unreadable: {len(uniform)} random images in a row are broken; prepare it again"
         )
-
-
-# ---------------------------------------------------------------- evaluation
-
-
-def in_workers(images: Dataset[T], workers: int, prefetch: int = 2) -> Generator[T, None, None]:
-    """What `images` gives for 0, 1, 2, ..., in this order, loaded by `workers` processes."""
-    return _answers(images, None, workers, prefetch)
-
-
-def eval_batches(
-    dataset: ShardedDataset, image_size: int, batch: int, workers: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images in order: (uint8 [b, 3, S, S], labels int64 [b]); short side resized, center crop (section 1.7).
-
-    Raises:
-        UnicError: an image or a shard is unreadable.
-    """
-    with closing(_answers(_EvalImages(dataset, image_size, batch), None, workers, prefetch=2)) as answers:
-        for images, labels, error in answers:
-            if error is not None:
-                raise UnicError(error)
-            yield images, labels
-
-
-class _EvalImages(Dataset[tuple[Tensor, Tensor, str | None]]):
-    """Batch number to batch."""
-
-    def __init__(self, dataset: ShardedDataset, image_size: int, batch: int) -> None:
-        self._dataset, self._image_size, self._batch = dataset, image_size, batch
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._dataset) / self._batch)
-
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, str | None]:
-        begin = number * self._batch
-        worker = get_worker_info()
-        for turn in (0, 1):  # this batch and the next one of this worker
-            first = begin + turn * self._batch * (worker.num_workers if worker else 1)
-            self._dataset.announce(np.arange(first, min(first + self._batch, len(self._dataset))))
-        labels = torch.from_numpy(self._dataset.labels[begin : begin + self._batch].copy())
-        images = torch.empty(len(labels), 3, self._image_size, self._image_size, dtype=torch.uint8)
-        for i in range(len(labels)):
-            try:
-                images[i] = center(decode(self._dataset.read(begin + i)), self._image_size)
-            except BrokenImageError as error:
-                return images, labels, f"{self._dataset.uri}/{self._dataset.key(begin + i)} is unreadable: {error}"
-            except (UnicError, OSError) as error:
-                return images, labels, str(error)
-        return images, labels, None

@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 
 from unic_core.data.dataset import ShardedDataset
 from unic_core.data.decode import BrokenImageError, decode
-from unic_core.data.loader import in_workers
 from unic_core.data.subset import Indices, shuffled
 from unic_core.data.targets import MILLIMETERS, decode_target
+from unic_core.data.workers import in_workers
 from unic_core.draw import Draw
 from unic_core.errors import UnicError
 

@@ -85,7 +85,7 @@ def by_processes(
                 yield future.result()
     except BrokenProcessPool:
         raise UnicError(
-            "a process that prepares images was killed, most likely for lack of memory; "
+            "a process that reads images was killed, most likely for lack of memory; "
             "use fewer workers and run the same command again: it continues"
         ) from None
     finally:

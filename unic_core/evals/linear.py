@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unic_core.config import EvaluationConfig
 from unic_core.errors import UnicError
-from unic_core.evals.logreg import PathSolver, fit_logreg
+from unic_core.evals.logreg import Eigenbasis, PathSolver
 from unic_core.evals.search import by_grid, by_optuna
 from unic_core.evals.sgd import draw_settings, fit_heads
 
@@ -33,34 +33,36 @@ class Head:
         return ((F.normalize(x, dim=1) if self.normalize else x) @ self.weight + self.bias).argmax(1)
 
 
-def fit_head(
+def fit_heads_of_seeds(
     x: Tensor, y: Tensor, classes: int, config: EvaluationConfig, seed: int, device: str, classifier: Classifier
-) -> Head:
-    """Logistic regression (the smallest of the best C), or SGD (the first of the best trials).
+) -> tuple[Head, ...]:
+    """Logistic regression (the smallest of the best C), or SGD (the first of the best trials), for every seed.
 
     Args:
-        x: features [n, D]. y: class numbers [n] int64 in [0, classes). seed: of the split, the search and the order.
+        x: features [n, D]. y: class numbers [n] int64 in [0, classes).
+        seed: of the split, the search and the order; the first of `config.seeds` numbers in a row.
 
     Raises:
         UnicError: no class has two images.
     """
-    held_out = validation_split(y, config.validation, seed)
-    fit = _fit_logreg if classifier == "logreg" else _fit_sgd
-    return fit(x, y, held_out, classes, config, seed, device)
+    splits = {number: validation_split(y, config.validation, number) for number in range(seed, seed + config.seeds)}
+    if classifier == "sgd":
+        return tuple(_fit_sgd(x, y, split, classes, config, number, device) for number, split in splits.items())
+    x, y = x.to(device), y.to(device)
+    basis = Eigenbasis.of(x)
+    return tuple(_fit_logreg(basis, x, y, split.to(device), classes, config, i) for i, split in splits.items())
 
 
 def _fit_logreg(
-    x: Tensor, y: Tensor, held_out: Tensor, classes: int, config: EvaluationConfig, seed: int, device: str
+    basis: Eigenbasis, x: Tensor, y: Tensor, held_out: Tensor, classes: int, config: EvaluationConfig, seed: int
 ) -> Head:
-    x, y = x.to(device), y.to(device)
-    fit, validation = (~held_out).to(device), held_out.to(device)
-    solver = PathSolver(x[fit], y[fit], classes, config.max_iterations)
+    solver = PathSolver(basis.take(~held_out), y[~held_out], classes, config.max_iterations)
     if config.c_search == "grid":
-        best = by_grid(solver, config.c_values, x[validation], y[validation])
+        best = by_grid(solver, config.c_values, x[held_out], y[held_out])
     else:
         bounds = min(config.c_values), max(config.c_values)
-        best = by_optuna(solver, bounds, config.c_trials, seed, x[validation], y[validation])
-    final = fit_logreg(x, y, [best.c], classes, config.max_iterations, (best.weight, best.bias))
+        best = by_optuna(solver, bounds, config.c_trials, seed, x[held_out], y[held_out])
+    final = PathSolver(basis, y, classes, config.max_iterations).fit([best.c], (best.weight, best.bias))
     return Head(final.weight[0], final.bias[0], {"C": best.c, "validation_top1": best.top1}, normalize=False)
 
 

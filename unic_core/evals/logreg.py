@@ -73,32 +73,30 @@ def fit_logreg(
     Raises:
         UnicError: fewer than two classes, labels out of range, values that are not finite.
     """
-    return PathSolver(x, y, classes, max_iterations, start).fit(c_values)
+    return PathSolver(Eigenbasis.of(x), y, classes, max_iterations).fit(c_values, start)
 
 
 class PathSolver:
     """Logistic regression on one training set, for values of C that may come bit by bit.
 
-    What depends on the features alone is computed once, and every fit starts from the solutions so far.
+    Every fit starts from the solutions so far.
     """
 
-    def __init__(
-        self, x: Tensor, y: Tensor, classes: int, max_iterations: int = 2000, start: tuple[Tensor, Tensor] | None = None
-    ) -> None:
-        """Arguments and errors as in `fit_logreg`."""
-        _check(x, y, classes)
-        self._basis = _eigenbasis(x)
-        self._design = Design(self._basis.z, self._basis.z.square(), y, self._basis.penalty, classes)
-        self._given = None if start is None else self._basis.enter(*start)
-        self._together = max(1, min(GROUP // classes, LOGITS // (len(x) * classes)))
+    def __init__(self, basis: Eigenbasis, y: Tensor, classes: int, max_iterations: int = 2000) -> None:
+        """`basis` holds the features of the images with class numbers y [n]; errors as in `fit_logreg`."""
+        _check(basis, y, classes)
+        self._basis = basis
+        self._design = Design(basis.z, basis.z.square(), y, basis.penalty, classes)
+        self._together = max(1, min(GROUP // classes, LOGITS // (len(y) * classes)))
         self._path, self._max_iterations = _Path(), max_iterations
 
-    def fit(self, c_values: Sequence[float]) -> LogisticRegression:
-        """One model per C, in the order of `c_values`; UnicError unless all are positive."""
+    def fit(self, c_values: Sequence[float], start: tuple[Tensor, Tensor] | None = None) -> LogisticRegression:
+        """One model per C, in the order of `c_values`, all positive; `start` and errors as in `fit_logreg`."""
         if not c_values or min(c_values) <= 0:
             raise UnicError("logistic regression needs at least one C, all of them positive")
+        given = None if start is None else self._basis.enter(*start)
         rising = torch.tensor(c_values, dtype=torch.float64, device=self._design.z.device).sort()
-        solutions = [self._solve(c) for c in torch.split(rising.values, self._together)]
+        solutions = [self._solve(c, given) for c in torch.split(rising.values, self._together)]
         back = rising.indices.argsort()
         weight, bias = self._basis.leave(torch.cat([s.theta for s in solutions])[back])
         return LogisticRegression(
@@ -110,8 +108,8 @@ class PathSolver:
             converged=torch.cat([s.converged for s in solutions])[back].cpu(),
         )
 
-    def _solve(self, c: Tensor) -> Solution:
-        start = _start(self._design, c, self._given, self._path)
+    def _solve(self, c: Tensor, given: Tensor | None) -> Solution:
+        start = _start(self._design, c, given, self._path)
         found = _solve(self._design, c, start, self._max_iterations)
         self._path.add(c, found.theta)
         return found
@@ -128,22 +126,24 @@ def objective(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, c_values: Sequ
     return torch.stack(values)
 
 
-def _check(x: Tensor, y: Tensor, classes: int) -> None:
-    if x.ndim != 2 or y.shape != x.shape[:1]:
-        raise UnicError(f"features must be [n, D] and labels [n], not {list(x.shape)} and {list(y.shape)}")
-    if classes < 2 or len(x) == 0:
-        raise UnicError(f"logistic regression needs at least two classes and an image, not {classes} and {len(x)}")
+def _check(basis: Eigenbasis, y: Tensor, classes: int) -> None:
+    n = basis.z.shape[1]
+    if y.shape != (n,):
+        raise UnicError(f"features must be [n, D] and labels [n], not {n} rows and {list(y.shape)}")
+    if classes < 2 or n == 0:
+        raise UnicError(f"logistic regression needs at least two classes and an image, not {classes} and {n}")
     if int(y.min()) < 0 or int(y.max()) >= classes:
         raise UnicError(f"labels must lie in 0..{classes - 1}, not {int(y.min())}..{int(y.max())}")
-    if not bool(x.isfinite().all()):
-        raise UnicError("some features are not finite; look for NaN or overflow in the model that made them")
 
 
 # ---------------------------------------------------------------- change of basis
 
 
-class _Eigenbasis(NamedTuple):
+class Eigenbasis(NamedTuple):
     """Rotated features and the way there and back.
+
+    Any orthonormal basis gives the same optimum, and any mean, because the intercept is free. So the basis of all
+    images serves a part of them as well.
 
     z [R + 1, n] float32: coordinates in the eigenbasis, and a row of ones for the intercept.
     penalty [R + 1] float32: ones, and zero for the intercept.
@@ -153,6 +153,19 @@ class _Eigenbasis(NamedTuple):
     penalty: Tensor
     vectors: Tensor  # [D, R] float64, orthonormal columns
     mean: Tensor  # [D] float64
+
+    @classmethod
+    def of(cls, x: Tensor) -> Eigenbasis:
+        """Basis of features x [n, D]; UnicError when some are not finite."""
+        if x.ndim != 2:
+            raise UnicError(f"features must be [n, D], not {list(x.shape)}")
+        if not bool(x.isfinite().all()):
+            raise UnicError("some features are not finite; look for NaN or overflow in the model that made them")
+        return _eigenbasis(x)
+
+    def take(self, chosen: Tensor) -> Eigenbasis:
+        """Only some images, [n] bool."""
+        return self._replace(z=self.z[:, chosen])
 
     def enter(self, weight: Tensor, bias: Tensor) -> Tensor:
         """theta [K, R + 1] of a weight [D, K] and bias [K]."""
@@ -167,11 +180,8 @@ class _Eigenbasis(NamedTuple):
         return weight.float(), bias.float()
 
 
-def _eigenbasis(x: Tensor) -> _Eigenbasis:
-    """Eigenbasis of the centered Gram matrix, by way of its smaller side.
-
-    Any orthonormal basis gives the same optimum, so that the Gram matrix may be rounded; its eigenvectors may not.
-    """
+def _eigenbasis(x: Tensor) -> Eigenbasis:
+    """Eigenbasis of the centered Gram matrix, by way of its smaller side."""
     mean = x.mean(0, dtype=torch.float64)
     x = x.float() - mean.float()
     mean = mean.float().double()  # exactly what was subtracted
@@ -188,7 +198,7 @@ def _eigenbasis(x: Tensor) -> _Eigenbasis:
         vectors = double.T @ left / eigenvalues.sqrt()
         z = (left * eigenvalues.sqrt()).T.float().contiguous()
     one = torch.ones(1, device=x.device)
-    return _Eigenbasis(
+    return Eigenbasis(
         z=torch.cat([z, one.expand(1, n)]),
         penalty=torch.cat([one.expand(len(z)), 0 * one]),
         vectors=vectors,

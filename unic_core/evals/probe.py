@@ -15,7 +15,7 @@ from unic_core.evals.bootstrap import bootstrap_accuracy
 from unic_core.evals.difference import pack_hits
 from unic_core.evals.features import FeatureSet
 from unic_core.evals.knn import classify_knn
-from unic_core.evals.linear import Classifier, Head, fit_head
+from unic_core.evals.linear import Classifier, Head, fit_heads_of_seeds
 from unic_core.evals.results import Protocol
 
 HEADLINE_K = 20
@@ -136,11 +136,11 @@ def fit_probe(
     if len(labels) < 2:
         raise UnicError(f"all training images have label {int(labels[0])}; a probe needs at least two classes")
     begin = time.perf_counter()
-    heads = [fit_head(train.x, y, len(labels), config, seed + i, device, classifier) for i in range(config.seeds)]
+    heads = fit_heads_of_seeds(train.x, y, len(labels), config, seed, device, classifier)
     return FittedProbe(
         labels=labels,
         train=FeatureSet(train.x, y),
-        heads=tuple(heads),
+        heads=heads,
         seconds=time.perf_counter() - begin,
         config=config,
         seed=seed,

@@ -17,7 +17,7 @@ SMALLEST, LOWEST = 1e-30, -70.0  # below it a probability, or the margin it come
 
 
 class Design(NamedTuple):
-    """What all values of C have in common; names and shapes as in `_Eigenbasis`, squares = z * z, y [n] int64."""
+    """What all values of C have in common; names and shapes as in `Eigenbasis`, squares = z * z, y [n] int64."""
 
     z: Tensor
     squares: Tensor

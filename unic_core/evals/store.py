@@ -9,9 +9,10 @@ what it needs; those of an object store are kept in a directory of this machine.
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unic_core.distributed import agree_max, all_sum, broadcast, rank, together
 from unic_core.errors import UnicError
 from unic_core.evals.features import FeatureModel, FeatureSet, Progress, TokenChoice, feature_batches
 from unic_core.storage import LocalStore, open_store
@@ -67,39 +69,48 @@ class FeatureStore:
         batches: Iterable[tuple[Tensor, Tensor]],
         device: torch.device | str,
         progress: Progress | None = None,
+        first: int = 0,
     ) -> FeatureSet:
         """Take the features of all images and store them; memory holds one batch at a time.
+
+        The processes of a group call it together, on one machine, each with its own `batches`, which begin at image
+        number `first`: they write into one file.
 
         Raises:
             UnicError: as in `extract`, or the store can't be written.
         """
         folder = self._store.root if isinstance(self._store, LocalStore) else self._cache
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as scratch:
-            path = Path(scratch) / "features.npy"
-            out: np.memmap[tuple[int, ...], np.dtype[np.float32]] | None = None
-            done = 0
-            for x, _ in feature_batches(model, batches, key.token, key.precision, device, progress):
-                if out is None:
-                    shape = (len(labels), x.shape[1])
-                    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-                out[done : done + len(x)] = x.numpy()
-                done += len(x)
-            if out is None or done != len(labels):
+        number = int(broadcast(torch.tensor(secrets.randbits(62))))  # this computation among those at the same time
+        part = folder / f".part-{number:x}.npy"
+        parts = feature_batches(model, batches, key.token, key.precision, device, progress)
+        try:
+            head = together(lambda: next(parts, None))
+            width = agree_max(0 if head is None else head[0].shape[1])
+            if not width:
+                raise UnicError(f"no images were read where {len(labels)} are expected; check the data set")
+            together(lambda: _create(part, (len(labels), width)) if rank() == 0 else None)
+            done = together(lambda: _write(part, first, parts if head is None else chain([head], parts)))
+            done = int(all_sum(torch.tensor(done)))
+            if done != len(labels):
                 raise UnicError(f"{done} images were read where {len(labels)} are expected; check the data set")
-            out.flush()
-            del out
-            if isinstance(self._store, LocalStore):
-                target = self._store.root / key.name
-            else:
-                self._store.upload(path, key.name)
-                target = self._cache / key.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
+            together(lambda: self._keep(part, key.name) if rank() == 0 else None)
+        finally:
+            if rank() == 0:
+                part.unlink(missing_ok=True)
         found = self.load(key, labels)
         if found is None:
-            raise UnicError(f"features were written to {target} but can't be read back; check the disk")
+            raise UnicError(f"the features {key.name} were written but can't be read back; check the disk")
         return found
+
+    def _keep(self, part: Path, name: str) -> None:
+        """Move a finished file to its place."""
+        if isinstance(self._store, LocalStore):
+            target = self._store.root / name
+        else:
+            self._store.upload(part, name)
+            target = self._cache / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(part, target)
 
     def _local(self, key: FeatureKey) -> Path:
         if isinstance(self._store, LocalStore):
@@ -108,3 +119,24 @@ class FeatureStore:
         if not path.exists():
             self._store.download(key.name, path)
         return path
+
+
+def _create(path: Path, shape: tuple[int, int]) -> None:
+    """An empty file for features."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
+    except OSError as error:
+        raise UnicError(f"cannot write features to {path.parent}: {error.strerror}; choose another place") from error
+
+
+def _write(path: Path, first: int, parts: Iterable[tuple[Tensor, Tensor]]) -> int:
+    """Write features from row `first` on; returns how many rows."""
+    done = 0
+    out = np.lib.format.open_memmap(path, mode="r+")
+    for x, _ in parts:
+        if first + done + len(x) <= len(out):
+            out[first + done : first + done + len(x)] = x.numpy()
+        done += len(x)
+    out.flush()
+    return done

@@ -20,8 +20,9 @@ from tests.unic_core.data.conftest import encoded, picture
 from unic_core.config import DataConfig, DatasetConfig, MixConfig
 from unic_core.data.dataset import ShardedDataset
 from unic_core.data.decode import decode
+from unic_core.data.eval_loader import eval_batches, own_batches
 from unic_core.data.geometry import center
-from unic_core.data.loader import RawBatch, TrainLoader, eval_batches
+from unic_core.data.loader import RawBatch, TrainLoader
 from unic_core.data.order import locate
 from unic_core.data.prepare import prepare_dataset
 from unic_core.errors import UnicError
@@ -299,3 +300,10 @@ def test_an_unreadable_test_image_is_named(damaged: ShardedDataset) -> None:
     with pytest.raises(UnicError) as caught:
         list(eval_batches(damaged, SIZE, batch=16))
     assert damaged.key(7) in str(caught.value)
+
+
+@given(images=st.integers(1, 300), batch=st.integers(1, 40), world=st.integers(1, 8))
+def test_processes_share_whole_batches_evenly_and_in_order(images: int, batch: int, world: int) -> None:
+    parts = [own_batches(images, batch, rank, world) for rank in range(world)]
+    assert [number for part in parts for number in part] == list(range(-(-images // batch)))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1

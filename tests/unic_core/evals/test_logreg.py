@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unic_core.errors import UnicError
 from unic_core.evals import logreg, softmax
-from unic_core.evals.logreg import fit_logreg
+from unic_core.evals.logreg import Eigenbasis, PathSolver, fit_logreg
 
 GRID = (1e-4, 1e-2, 1.0, 1e2, 1e5)
 CLOSE = 1e-3  # relative: two solutions at the same C, each within the tolerance of large C
@@ -114,6 +114,18 @@ def test_a_c_that_has_converged_leaves_and_the_others_go_on() -> None:
     for p, c in enumerate(GRID):
         alone = fit_logreg(x, y, (c,), classes)
         assert alone.objective.item() == pytest.approx(together.objective[p].item(), rel=CLOSE)
+
+
+def test_the_basis_of_all_images_serves_a_part_of_them() -> None:
+    for name in ("overlapping", "wide"):
+        x, y, classes = DATA[name]
+        part = torch.arange(len(y)) % 3 > 0
+        shared = PathSolver(Eigenbasis.of(x).take(part), y[part], classes).fit((1e-2, 1.0))
+        own = fit_logreg(x[part], y[part], (1e-2, 1.0), classes)
+        assert torch.allclose(shared.objective, own.objective, rtol=1e-4)
+        for p, c in enumerate((1e-2, 1.0)):
+            value = objective(x[part], y[part], shared.weight[p], shared.bias[p], c)
+            assert value == pytest.approx(shared.objective[p].item(), rel=1e-4)
 
 
 def test_groups_of_c_reach_the_same_objectives(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from unic_core.evals.logreg import PathSolver, fit_logreg, objective
+from unic_core.evals.logreg import Eigenbasis, PathSolver, fit_logreg, objective
 from unic_core.evals.search import by_grid, by_optuna
 
 BOUNDS = (1e-5, 1e6)
@@ -24,7 +24,7 @@ def split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def test_trials_are_those_of_optuna_alone(split: tuple[Tensor, ...]) -> None:
     """Asking for the random trials at once and solving them together changes nothing that TPE sees."""
     x, y, valid_x, valid_y = split
-    solver = PathSolver(x, y, 10)
+    solver = PathSolver(Eigenbasis.of(x), y, 10)
     found = by_optuna(solver, BOUNDS, 15, 4, valid_x, valid_y)
 
     def top1(trial: optuna.Trial) -> float:
@@ -42,7 +42,7 @@ def test_trials_are_those_of_optuna_alone(split: tuple[Tensor, ...]) -> None:
 
 def test_grid_takes_the_smallest_of_the_best(split: tuple[Tensor, ...]) -> None:
     x, y, valid_x, valid_y = split
-    solver = PathSolver(x, y, 10)
+    solver = PathSolver(Eigenbasis.of(x), y, 10)
     grid = (1e3, 1e-4, 1.0, 0.1)
     found = by_grid(solver, grid, valid_x, valid_y)
     scores = {c: float((solver.fit([c]).predict(valid_x)[0] == valid_y).double().mean()) for c in grid}
@@ -52,7 +52,7 @@ def test_grid_takes_the_smallest_of_the_best(split: tuple[Tensor, ...]) -> None:
 
 def test_later_fits_start_from_earlier_ones_and_end_at_the_same_optimum(split: tuple[Tensor, ...]) -> None:
     x, y, _, _ = split
-    solver = PathSolver(x, y, 10)
+    solver = PathSolver(Eigenbasis.of(x), y, 10)
     solver.fit((1e-2, 1.0, 1e2))
     between = solver.fit([3.0])
     alone = fit_logreg(x, y, [3.0], 10)
@@ -65,5 +65,5 @@ def test_later_fits_start_from_earlier_ones_and_end_at_the_same_optimum(split: t
 
 def test_the_search_is_quiet(split: tuple[Tensor, ...], capfd: pytest.CaptureFixture[str]) -> None:
     x, y, valid_x, valid_y = split
-    by_optuna(PathSolver(x, y, 10), (0.1, 10.0), 2, 0, valid_x, valid_y)
+    by_optuna(PathSolver(Eigenbasis.of(x), y, 10), (0.1, 10.0), 2, 0, valid_x, valid_y)
     assert capfd.readouterr() == ("", "")
