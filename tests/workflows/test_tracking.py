@@ -11,13 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from mlflow.artifacts import download_artifacts
 
 from unic_core.config import RunConfig, parse_config
 from unic_core.errors import UnicError
-from unic_core.evals.difference import pack_hits
-from unic_core.evals.results import ResultRow, dump_rows
 from workflows import stack as stacks
 from workflows import tracking
 from workflows.stack import processes
@@ -341,34 +338,6 @@ def test_only_a_better_student_becomes_champion(place: str, config: RunConfig, t
     empty = config.model_copy(update={"name": f"{config.name}-empty"})
     with pytest.raises(UnicError, match="no student in the model registry"):
         tracking.promote(empty, tracking.parent_run(empty))
-
-
-def test_champions_are_compared_image_by_image_where_the_rows_allow_it(
-    laptop: Path, clean_environment: pytest.MonkeyPatch, config: RunConfig, tmp_path: Path
-) -> None:
-    clean_environment.chdir(laptop)
-
-    def report(run: str, hits: int, fingerprint: str = "f") -> str:
-        one = config.model_copy(update={"name": run})
-        parent = tracking.parent_run(one)
-        tracking.log_student(parent, write_student(tmp_path / run, run.encode()), one)
-        correct = torch.arange(1000) < hits
-        top1 = hits / 1000
-        row = ResultRow(
-            model="student", role="student", dataset="x", protocol="logreg", top1=top1, ci_low=top1 - 0.025,
-            ci_high=top1 + 0.025, mean_class_accuracy=top1, n_test=1000, dataset_fingerprint=fingerprint,
-            test_split="test", hits=pack_hits(correct),
-        )  # fmt: skip
-        metrics = {"probe/x/top1": top1, "probe/mean_top1": top1, "probe/mean_top1_error": 0.013}
-        tracking.log_report(one, parent, {"rows.json": dump_rows([row]).encode()}, metrics)
-        return tracking.promote(one, parent)
-
-    assert "first champion" in report("first", 700)
-    assert "not promoted" in report("by-chance", 702)
-    assert "other images of x" in report("elsewhere", 900, fingerprint="g")
-    said = report("better", 710)  # ten images more, none lost: far inside the two intervals, and yet not chance
-    assert "new champion: its mean top-1 of 0.7100 beats version 1 by +0.0100" in said
-    assert "image by image" in said
 
 
 def test_missing_weights(laptop: Path, config: RunConfig, tmp_path: Path) -> None:
