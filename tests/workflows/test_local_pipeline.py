@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.unic_core.evals.scenes import color_scenes
 from unic_core.errors import UnicError
 from workflows.local_pipeline import run_locally, run_pipeline
 
@@ -160,9 +161,15 @@ def test_the_real_pipeline_runs_from_images_to_report(
 ) -> None:
     caplog.set_level("INFO", logger="workflows")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    run_pipeline("smoke", ["training.steps=4"], str(tmp_path / "root"), run_name="other", probes=["digits"])
+    scenes = color_scenes(tmp_path, "mask")
+    task = f"{{dataset: '{scenes}', steps: 2, batch: 2, crop: 32, stride: 21, short_side: 32}}"
+    name = f"segmentation-scenes-{scenes.rpartition('/')[2]}"
+    overrides = ["training.steps=4", f"evaluation.segmentation=[{task}]"]
+    run_pipeline("smoke", overrides, str(tmp_path / "root"), run_name="other", probes=["digits", name])
     report = tmp_path / "root" / "runs" / "other" / "report"
-    assert {row["model"] for row in json.loads((report / "rows.json").read_text())} >= {"student", "lite0"}
-    assert (report / "index.html").exists()
+    rows = json.loads((report / "rows.json").read_text())
+    assert {row["model"] for row in rows} >= {"student", "lite0"}
+    assert {row["protocol"] for row in rows if row["error"] is None} == {"logreg", "knn", "segmentation"}
+    assert "Segmentation" in (report / "index.html").read_text()
     steps = {record.getMessage().partition("] ")[0].lstrip("[") for record in caplog.records}
-    assert {"prepare", "distill", "evaluate digits", "report"} <= steps
+    assert {"prepare", "distill", "evaluate digits", f"evaluate {name}", "report"} <= steps
