@@ -173,9 +173,12 @@ def evaluate(
     with tracking.child_run(config, tracking.parent_run(config), f"probe-{probe}") as child:
         task = config.evaluation.tasks.get(probe)
         rows = (evaluate_task if task else evaluate_group)(config, root, probe, datasets, run, say)
-        splits = {p.dataset: p.test_split for p in ([task] if task else config.evaluation.probes)}
+        tested = {p.dataset: (p.dataset, p.test_split) for p in config.evaluation.probes}
+        if task:
+            tested = {task.label: (task.dataset, task.test_split)}
         for name, fingerprint in {row.dataset: row.dataset_fingerprint for row in rows if not row.error}.items():
-            child.log_dataset(name, datasets.get(name, name), splits[name], fingerprint, "evaluation")
+            dataset, split = tested[name]
+            child.log_dataset(name, datasets.get(dataset, dataset), split, fingerprint, "evaluation")
         scores = {f"{r.protocol}/{r.dataset}/{r.model.replace(' ', '-')}/{r.metric}": r.score for r in rows}
         child.log_metrics(0, {name: score for name, score in scores.items() if score is not None})
         child.set_tags({f"error.{row.dataset}.{row.model}": row.error for row in rows if row.error})

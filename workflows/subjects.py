@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,17 +21,18 @@ from unic_core.export import read_student
 from unic_core.precision import DTYPES
 from unic_core.storage import join
 from unic_core.student import Student
-from unic_core.teachers import load_teacher
+from unic_core.teachers import Teacher, load_teacher
 
 
 @dataclass(frozen=True)
 class DenseSubject:
-    """A model for images of any size."""
+    """A model for images of any size. settings: what its features depend on beside its weights."""
 
     name: str
     role: Role
     sha256: str
     model: DenseModel
+    settings: dict[str, Any]
 
 
 def dense_subjects(config: RunConfig, run: str) -> Iterator[tuple[str, Role, Callable[[], DenseSubject]]]:
@@ -46,14 +48,19 @@ def dense_subjects(config: RunConfig, run: str) -> Iterator[tuple[str, Role, Cal
 def _student(name: str, student: Student, precision: Precision) -> DenseSubject:
     student = student.to(device()).eval()
     model = DenseModel(name, student.features, student.stride, student.mean, precision)
-    return DenseSubject(name, "student" if name == "student" else "random", student_sha256(student), model)
+    role: Role = "student" if name == "student" else "random"
+    return DenseSubject(name, role, student_sha256(student), model, student.config.model_dump(mode="json"))
 
 
 def _teacher(config: TeacherConfig, precision: Precision) -> DenseSubject:
     teacher = load_teacher(config, None, device(), DTYPES[precision], any_size=True)
-    return DenseSubject(
-        teacher.name, "teacher", teacher.sha256, DenseModel(teacher.name, teacher, teacher.stride, teacher.mean)
-    )
+    model = DenseModel(teacher.name, teacher, teacher.stride, teacher.mean)
+    return DenseSubject(teacher.name, "teacher", teacher.sha256, model, teacher_settings(teacher))
+
+
+def teacher_settings(teacher: Teacher) -> dict[str, Any]:
+    """What its tokens depend on beside its weights."""
+    return teacher.spec.model_dump(mode="json", include={"model", "mean", "std", "cls", "patch", "position"})
 
 
 def student_sha256(student: Student) -> str:

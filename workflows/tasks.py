@@ -16,18 +16,26 @@ from typing import Any
 
 from unic_core.config import DepthConfig, RunConfig, SegmentationConfig, TaskConfig, ZeroShotConfig
 from unic_core.data.eval_loader import eval_batches
-from unic_core.errors import UnicError
 from unic_core.evals.depth import evaluate_depth
 from unic_core.evals.results import ResultRow, Role, dump_rows, format_score, load_rows
 from unic_core.evals.segmentation import evaluate_segmentation
 from unic_core.evals.zeroshot import Embed, evaluate_zeroshot, read_texts
 from unic_core.precision import DTYPES
 from unic_core.provenance import versions
+from unic_core.report.tasks import expected_models
 from unic_core.storage import join, open_store
 from unic_core.teacher_space import read_teacher_space
 from unic_core.teachers import load_teacher
 from unic_core.teachers.weights import tensors_sha256
-from workflows.subjects import DenseSubject, dense_subjects, device, open_split, sentence, student_sha256
+from workflows.subjects import (
+    DenseSubject,
+    dense_subjects,
+    device,
+    open_split,
+    sentence,
+    student_sha256,
+    teacher_settings,
+)
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +64,13 @@ def evaluate_task(
             candidates = list(_dense(config, task, root, datasets, run))
     except Exception as error:
         log.exception("%s cannot be evaluated", name)
-        return [_failed(task, "student", "student", error)]
+        return [_failed(task, model, role, error) for model, role in expected_models(task, config)]
     rows = []
     for model, role, load in candidates:
         try:
             candidate = load()
             row = _row(root, task, model, role, candidate)
-            say(f"{model} on {task.dataset}: {task.kind} {format_score(row.metric, row.score)}")
+            say(f"{model} on {task.label}: {task.kind} {format_score(row.metric, row.score)}")
         except Exception as error:  # whatever it is, it belongs into the report, and the next model goes on
             log.exception("%s has no result of %s", model, name)
             row = _failed(task, model, role, error)
@@ -87,7 +95,7 @@ def _dense(
                 score = evaluate_depth(subject.model, train, test, task, config.seed, workers)
             return score.as_row()
 
-        depends = [train.fingerprint, config.seed, config.evaluation.precision]
+        depends = [subject.settings, train.fingerprint, config.seed, config.evaluation.precision]
         return Candidate(subject.sha256, test.fingerprint, depends, measure)
 
     for name, role, load in dense_subjects(config, run):
@@ -99,9 +107,7 @@ def _zeroshot(
 ) -> Iterator[tuple[str, Role, Callable[[], Candidate]]]:
     """The student by its projector, and the teacher itself; a random student has no projector."""
     test = open_split(config, root, datasets, task.dataset, task.test_split)
-    teachers = {teacher.name: teacher for teacher in config.teachers}
-    if task.teacher not in teachers:
-        raise UnicError(f"zeroshot names the teacher {task.teacher!r}; choose from {', '.join(teachers)}")
+    config_of = {teacher.name: teacher for teacher in config.teachers}
     texts = read_texts(task.text, test.classes)
     precision = config.evaluation.precision
 
@@ -116,11 +122,16 @@ def _zeroshot(
     def student() -> Candidate:
         space = read_teacher_space(run).to(device())
         sha256, state = student_sha256(space.student), tensors_sha256(space.state_dict())
-        return candidate(sha256, lambda x: space(x, task.teacher), space.student.image_size, [state])
+        return candidate(
+            sha256,
+            lambda x: space(x, task.teacher),
+            space.student.image_size,
+            [state, space.student.config.model_dump(mode="json")],
+        )
 
     def teacher() -> Candidate:
-        found = load_teacher(teachers[task.teacher], None, device(), DTYPES[precision])
-        return candidate(found.sha256, lambda x: found(x)["cls"], found.spec.image_size, [])
+        found = load_teacher(config_of[task.teacher], None, device(), DTYPES[precision])
+        return candidate(found.sha256, lambda x: found(x)["cls"], found.spec.image_size, [teacher_settings(found)])
 
     yield "student", "student", student
     yield task.teacher, "teacher", teacher
@@ -140,7 +151,7 @@ def _row(root: str, task: TaskConfig, name: str, role: Role, candidate: Candidat
     row = ResultRow(
         model=name,
         role=role,
-        dataset=task.dataset,
+        dataset=task.label,
         protocol=task.kind,
         metric=task.metric,
         sha256=candidate.sha256,
@@ -154,5 +165,5 @@ def _row(root: str, task: TaskConfig, name: str, role: Role, candidate: Candidat
 
 def _failed(task: TaskConfig, name: str, role: Role, error: BaseException) -> ResultRow:
     return ResultRow(
-        model=name, role=role, dataset=task.dataset, protocol=task.kind, metric=task.metric, error=sentence(error)
+        model=name, role=role, dataset=task.label, protocol=task.kind, metric=task.metric, error=sentence(error)
     )

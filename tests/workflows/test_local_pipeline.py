@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.unic_core.evals.scenes import color_scenes
 from unic_core.errors import UnicError
 from workflows.local_pipeline import run_locally, run_pipeline
 from workflows.request import read_request
@@ -161,11 +162,17 @@ def test_the_real_pipeline_runs_from_images_to_report(
 ) -> None:
     caplog.set_level("INFO", logger="workflows")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    parameters = {"recipe": "smoke", "recipe_overrides": ["training.steps=4"], "run_name": "other"}
+    scenes = color_scenes(tmp_path, "mask")
+    task = f"{{dataset: '{scenes}', steps: 2, batch: 2, crop: 32, stride: 21, short_side: 32}}"
+    name = f"segmentation-scenes-{scenes.rpartition('/')[2]}"
+    overrides = ["training.steps=4", f"evaluation.segmentation=[{task}]"]
+    parameters = {"recipe": "smoke", "recipe_overrides": overrides, "run_name": "other"}
     local = {"storage_root": str(tmp_path / "root"), "distill_launcher": "local"}
     run_pipeline(read_request(parameters | local))
     report = tmp_path / "root" / "runs" / "other" / "report"
-    assert {row["model"] for row in json.loads((report / "rows.json").read_text())} >= {"student", "lite0"}
-    assert (report / "index.html").exists()
+    rows = json.loads((report / "rows.json").read_text())
+    assert {row["model"] for row in rows} >= {"student", "lite0"}
+    assert {row["protocol"] for row in rows if row["error"] is None} == {"logreg", "knn", "segmentation"}
+    assert "Segmentation" in (report / "index.html").read_text()
     steps = {record.getMessage().partition("] ")[0].lstrip("[") for record in caplog.records}
-    assert {"prepare", "distill", "evaluate digits", "report", "promote"} <= steps
+    assert {"prepare", "distill", "evaluate digits", f"evaluate {name}", "report", "promote"} <= steps

@@ -97,11 +97,3 @@ def test_a_model_that_fails_fails_alone(config: RunConfig, datasets: dict[str, s
     rows = evaluate_task(changed, str(root), "segmentation-masks", datasets, run, lambda _: None)
     assert [row.error is None for row in rows] == [True, True, False]
     assert rows[2].error == "lite0 has no patch tokens, so it can't do dense tasks"
-
-
-def test_zeroshot_needs_a_teacher_of_the_run(config: RunConfig, datasets: dict[str, str], run: str, root: Path) -> None:
-    other = config.evaluation.zeroshot[0].model_copy(update={"teacher": "clip"})
-    evaluation = config.evaluation.model_copy(update={"zeroshot": (other,)})
-    changed = config.model_copy(update={"evaluation": evaluation})
-    (row,) = evaluate_task(changed, str(root), "zeroshot-digits", datasets, run, lambda _: None)
-    assert row.error == "zeroshot names the teacher 'clip'; choose from lite0"

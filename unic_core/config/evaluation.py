@@ -67,12 +67,9 @@ class EvaluationConfig(Frozen):
 
     @property
     def tasks(self) -> dict[str, TaskConfig]:
-        """What is evaluated beside the probes, by the names of its steps: `segmentation-<data set>` and so on.
-
-        Of a data set that is a URI `.../<name>/<fingerprint>` the last two parts are taken.
-        """
+        """What is evaluated beside the probes, by the names of its steps: `segmentation-<label>` and so on."""
         every: tuple[TaskConfig, ...] = (*self.segmentation, *self.depth, *self.zeroshot)
-        return {f"{task.kind}-{'-'.join(task.dataset.rstrip('/').split('/')[-2:])}": task for task in every}
+        return {f"{task.kind}-{task.label}": task for task in every}
 
     @model_validator(mode="after")
     def _grids(self) -> Self:
@@ -83,7 +80,7 @@ class EvaluationConfig(Frozen):
         if self.knn_every is not None and not self.probes:
             raise ValueError("knn_every is set, but probes is empty: name a data set to probe")
         for key in ("segmentation", "depth", "zeroshot"):
-            names = [task.dataset for task in getattr(self, key)]
+            names = [task.label for task in getattr(self, key)]
             if len(set(names)) < len(names):
                 raise ValueError(f"{key} names a data set twice; name every one once")
         return self

@@ -58,6 +58,11 @@ class RunConfig(Frozen):
                 raise ValueError(f"balancer.weights must name each teacher once; {sorted(wrong)[0]!r} does not match")
             if not any(self.balancer.weights.values()):
                 raise ValueError("balancer.weights are all 0; give one teacher a weight")
+        for task in self.evaluation.zeroshot:
+            if task.teacher not in names:
+                raise ValueError(
+                    f"evaluation.zeroshot names the teacher {task.teacher!r}; choose from {', '.join(names)}"
+                )
         if self.training.batch // self.training.accumulate < self.cluster.workers:
             raise ValueError(
                 f"training.batch {self.training.batch} in {self.training.accumulate} micro-batches leaves some of "

@@ -9,7 +9,18 @@ from pydantic import Field, model_validator
 from unic_core.config.base import Fraction, Frozen, NonNegative, Positive
 
 
-class SegmentationConfig(Frozen):
+class _Task(Frozen):
+    """What all of them have."""
+
+    dataset: str
+
+    @property
+    def label(self) -> str:
+        """What the data set is called in results and files: its name, or the last two parts of its URI."""
+        return "-".join(self.dataset.rstrip("/").split("/")[-2:])
+
+
+class SegmentationConfig(_Task):
     """A linear head for the masks of `dataset` on frozen patch tokens; defaults as published for ADE20K."""
 
     kind: ClassVar[Literal["segmentation"]] = "segmentation"
@@ -43,7 +54,7 @@ class SegmentationConfig(Frozen):
         return self
 
 
-class DepthConfig(Frozen):
+class DepthConfig(_Task):
     """A linear head over depth bins on frozen tokens; defaults as published for NYU depth v2."""
 
     kind: ClassVar[Literal["depth"]] = "depth"
@@ -78,7 +89,7 @@ class DepthConfig(Frozen):
         return self
 
 
-class ZeroShotConfig(Frozen):
+class ZeroShotConfig(_Task):
     """Classes by their names: the student's prediction of `teacher` against the embeddings of texts."""
 
     kind: ClassVar[Literal["zeroshot"]] = "zeroshot"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -89,12 +89,13 @@ class DenseScore:
     details: dict[str, float]
     hyper: dict[str, float]
     seconds: float
-    pictures: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list, repr=False)
 
     def as_row(self) -> dict[str, Any]:
         """The fields of a `ResultRow`, but for the metric."""
-        names = ("value", "n_train", "n_test", "details", "hyper", "seconds")
-        return {"ci_low": self.low, "ci_high": self.high, **{name: getattr(self, name) for name in names}}
+        fields = asdict(self)
+        low, high = fields.pop("low"), fields.pop("high")
+        del fields["metric"]
+        return {**fields, "ci_low": low, "ci_high": high}
 
 
 def center_pad(x: Tensor, multiple: int) -> Tensor:

@@ -23,7 +23,6 @@ VARIANCE_FOCUS, GRADIENT_WEIGHT, EPS = 0.15, 0.5, 1e-3
 CLIP = 35.0  # norm of the gradients
 SHORTEST_CYCLE = 10  # steps; torch can't divide fewer
 MEASURES = ("rmse", "abs_rel", "sq_rel", "log10", "rmse_log", "silog", "delta1", "delta2", "delta3")
-SHOWN = 4  # test images kept as pictures
 _BLACK = torch.zeros(3, dtype=torch.uint8)
 
 
@@ -67,14 +66,11 @@ def evaluate_depth(
         torch.manual_seed(seed)
         head = train_bins(model, train, config, seed, workers)
     rows: list[Tensor] = []
-    pictures: list[tuple[Tensor, Tensor, Tensor]] = []
     for image, target in all_pairs(test, workers):
         predicted = predict_depth(model, head, image, config).cpu()
         measured = measure(predicted, target, config)
         if measured is not None:
             rows.append(measured)
-        if len(pictures) < SHOWN:
-            pictures.append((image, predicted, target))
     if not rows:
         raise UnicError(f"no test image of {test.uri} has a depth that can be scored; check test_area and largest")
     values = torch.stack(rows)
@@ -90,7 +86,6 @@ def evaluate_depth(
         details=means,
         hyper={"steps": float(config.steps), "lr": config.lr},
         seconds=time.perf_counter() - begin,
-        pictures=pictures,
     )
 
 

@@ -23,7 +23,6 @@ CROPS = 10  # drawn until one has no class that is too large
 NUMBERS = 1 + 2 * CROPS + 1 + 9  # random numbers of one training view
 COLOR = torch.tensor([124, 116, 104], dtype=torch.uint8)  # ImageNet's mean, which normalization makes 0
 WINDOWS = 8  # in one forward pass of a test
-SHOWN = 4  # test images kept as pictures
 
 
 class LinearHead(nn.Module):
@@ -60,13 +59,10 @@ def evaluate_segmentation(
         torch.manual_seed(seed)
         head = train_linear(model, train, config, seed, workers)
     counts: list[Tensor] = []
-    pictures: list[tuple[Tensor, Tensor, Tensor]] = []
     for image, target in all_pairs(test, workers):
         predicted = segment(model, head, image, config).cpu()
         counts.append(count_pixels(predicted, target, len(test.classes)))
-        if len(pictures) < SHOWN:
-            pictures.append((image, predicted, target))
-    return _score(torch.stack(counts), train, test, config, seed, time.perf_counter() - begin, pictures)
+    return _score(torch.stack(counts), train, test, config, seed, time.perf_counter() - begin)
 
 
 def train_linear(
@@ -215,7 +211,6 @@ def mean_iou(counts: Tensor) -> tuple[float, Tensor]:
 
 def _score(
     counts: Tensor, train: ShardedDataset, test: ShardedDataset, config: SegmentationConfig, seed: int, seconds: float,
-    pictures: list[tuple[Tensor, Tensor, Tensor]],
 ) -> DenseScore:  # fmt: skip
     total = counts.sum(0)
     miou, iou = mean_iou(total)
@@ -231,5 +226,4 @@ def _score(
         details={"pixel_accuracy": float(total[0].sum() / total[2].sum()), **per_class},
         hyper={"steps": float(config.steps), "lr": config.lr},
         seconds=seconds,
-        pictures=pictures,
     )

@@ -76,7 +76,7 @@ def task_grid(rows: Sequence[ResultRow], config: RunConfig) -> Grid:
     """One line per task: the score of every model, the best teacher, and the difference from it."""
     models = _models(rows, config)
     index = {(row.protocol, row.dataset, row.model): row for row in rows}
-    keys = dict.fromkeys([*((t.kind, t.dataset) for t in config.evaluation.tasks.values()),
+    keys = dict.fromkeys([*((t.kind, t.label) for t in config.evaluation.tasks.values()),
                           *((row.protocol, row.dataset) for row in rows)])  # fmt: skip
     lines = []
     for protocol, dataset in keys:
@@ -173,14 +173,15 @@ def _gaps(rows: Sequence[ResultRow], config: RunConfig) -> list[ResultRow]:
     gaps = [row for row in rows if row.error is not None]
     there = {(row.protocol, row.dataset, row.model) for row in rows}
     for task in config.evaluation.tasks.values():
-        for name, role in _expected(task, config):
-            if (task.kind, task.dataset, name) not in there:
-                gaps.append(ResultRow(model=name, role=role, dataset=task.dataset, protocol=task.kind,
+        for name, role in expected_models(task, config):
+            if (task.kind, task.label, name) not in there:
+                gaps.append(ResultRow(model=name, role=role, dataset=task.label, protocol=task.kind,
                                       metric=task.metric, error="not evaluated"))  # fmt: skip
     return gaps
 
 
-def _expected(task: TaskConfig, config: RunConfig) -> Iterable[tuple[str, Role]]:
+def expected_models(task: TaskConfig, config: RunConfig) -> Iterable[tuple[str, Role]]:
+    """Name and role of every model that has a result of `task`."""
     yield "student", "student"
     if task.kind == "zeroshot":
         yield task.teacher, "teacher"

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from tests.unic_core.data.conftest import encoded, picture
+from tests.unic_core.data.test_dataset import object_stores
 from unic_core.config import DatasetConfig
 from unic_core.data.dataset import ShardedDataset
 from unic_core.data.decode import BrokenImageError
@@ -19,6 +20,8 @@ from unic_core.data.prepare import prepare_dataset
 from unic_core.data.sources import open_source
 from unic_core.data.targets import decode_target, encode_target
 from unic_core.errors import UnicError
+
+__all__ = ["object_stores"]  # a fixture
 
 
 def save(path: Path, values: np.ndarray) -> None:
@@ -174,3 +177,22 @@ def test_a_palette_holds_class_numbers() -> None:
     image.putpalette([i % 256 for i in range(768)])
     image.putdata(mask(0).flatten().tolist())
     assert np.array_equal(decode_target(encoded(image, "PNG")), mask(0))
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**30], ids=["in parts", "cached"])
+def test_targets_are_read_from_an_object_store(
+    cache_bytes: int, object_stores: None, tree: Path, tmp_path: Path
+) -> None:
+    uri = prepare_dataset(DatasetConfig(name="r", source=f"dense:{tree}"), str(tmp_path))
+    local = ShardedDataset(uri, "train")
+    remote = ShardedDataset(f"object://{uri}", "train", tmp_path / "cache", cache_bytes)
+    for i in (2, 0, 1, 2):
+        assert remote.read(i) == local.read(i)
+        assert remote.read_target(i) == local.read_target(i)
+    damaged = bytearray((Path(uri) / "train-00000.tar").read_bytes())
+    damaged[damaged.index(b"IDAT") + 10] ^= 1  # of the first target
+    copies = [path for path in (tmp_path / "cache").glob("*") if not path.suffix]
+    for copy in copies:  # a damaged copy is noticed, dropped and read again
+        copy.write_bytes(damaged)
+    again = ShardedDataset(f"object://{uri}", "train", tmp_path / "cache", cache_bytes)
+    assert again.read_target(0) == local.read_target(0)

@@ -91,5 +91,7 @@ def test_tasks_have_names_and_no_doubles() -> None:
     assert list(config.evaluation.tasks) == ["depth-nyu", "zeroshot-digits", "zeroshot-x-0123abcd"]
     with pytest.raises(UnicError, match="zeroshot names a data set twice"):
         load_config("smoke", [f"evaluation.zeroshot=[{task}, {task}]"])
+    with pytest.raises(UnicError, match="zeroshot names the teacher 'clip'; choose from lite0"):
+        load_config("smoke", ["evaluation.zeroshot=[{dataset: digits, teacher: clip, text: t}]"])
     with pytest.raises(UnicError, match="stride 600 is larger than crop 512"):
         load_config("smoke", ["evaluation.segmentation=[{dataset: a, stride: 600}]"])

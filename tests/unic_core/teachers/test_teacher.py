@@ -286,3 +286,11 @@ def test_a_model_of_one_size_is_refused_for_dense_tasks() -> None:
     config = TeacherConfig(name="t", model="timm:beit_base_patch16_224", weights="random://0")
     with pytest.raises(UnicError, match="takes images of one size only"):
         load_teacher(config, any_size=True)
+
+
+@pytest.mark.parametrize("model", ["timm:vit_tiny_patch16_224", "dino_vitb16"], ids=["timm", "offset"])
+def test_position_embeddings_are_resized_as_for_one_other_size(model: str) -> None:
+    config = TeacherConfig(name="t", model=model, weights="random://0")
+    fixed = load_teacher(config.model_copy(update={"image_size": 288}))
+    images = torch.rand(1, 3, 288, 288)
+    torch.testing.assert_close(load_teacher(config, any_size=True)(images), fixed(images), rtol=1e-4, atol=1e-4)
