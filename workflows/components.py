@@ -13,11 +13,12 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from unic_core import __version__
 from unic_core.config import dump_config, load_config
@@ -36,19 +37,17 @@ if TYPE_CHECKING:  # a step that only waits stays light
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Metadata = dict[str, Any]
 
 POD = "KFP_POD_NAME"  # what Kubeflow tells the pod of a step
 
 
-def _patience_s() -> float:
-    """How long a step waits for S3 or MLflow to come back: in a cluster nobody else would try it again."""
-    return PATIENCE_S if POD in os.environ else 0.0
-
-
 @contextmanager
 def step(name: str, code_version: str) -> Iterator[None]:
-    """The frame of every component's process: log lines that name the step, SIGTERM as Ctrl-C, errors as sentences.
+    """The frame of every component's process: log lines that name the step, its duration, errors as sentences.
+
+    SIGTERM is Ctrl-C inside.
 
     Args:
         name: what stands in brackets before every line, as in "evaluate digits".
@@ -59,8 +58,10 @@ def step(name: str, code_version: str) -> Iterator[None]:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if code_version != __version__:
         logger.warning("the pipeline was compiled by unic %s, the image has %s", code_version, __version__)
+    begin = time.monotonic()
     try:
         yield
+        logger.info("done in %s", console.duration(time.monotonic() - begin))
     except UnicError as error:
         logger.info("error: %s", error)
         last_words(str(error))
@@ -68,6 +69,12 @@ def step(name: str, code_version: str) -> Iterator[None]:
     except KeyboardInterrupt:
         logger.info("stopped")
         sys.exit(130)
+
+
+def in_step(name: str, code_version: str, body: Callable[[], T]) -> T:
+    """The body inside its frame. In a cluster it waits for S3 and MLflow to come back: nobody else tries it again."""
+    with step(name, code_version):
+        return patiently(body, PATIENCE_S if POD in os.environ else 0.0)
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,8 @@ def prepare(parameters: Mapping[str, Any], code_version: str) -> Prepared:
     Args:
         parameters: fields of `workflows.request.PipelineRequest`.
     """
-    with step("prepare", code_version):
+
+    def body() -> Prepared:
         request = read_request(parameters)
         if request.distill_launcher == "local" and POD in os.environ:
             raise UnicError(
@@ -111,6 +119,8 @@ def prepare(parameters: Mapping[str, Any], code_version: str) -> Prepared:
         uri = join(configs, key)
         gpus = "1" if config.cluster.gpus_per_worker else "0"
         return Prepared(uri, datasets, chosen, gpus, {"run": config.name, "config": uri, **metadata})
+
+    return in_step("prepare", code_version, body)
 
 
 def distill(
@@ -134,7 +144,8 @@ def distill(
     Returns:
         URI of the run; metadata of the model artifact.
     """
-    with step("distill", code_version):
+
+    def body() -> tuple[str, Metadata]:
         resolved = load_config(config)
         run = steps.run_uri(resolved, storage_root)
         if steps.is_distilled(resolved, run):
@@ -163,6 +174,8 @@ def distill(
             "format": "safetensors",
         }
 
+    return in_step("distill", code_version, body)
+
 
 def evaluate(
     config: str, datasets: dict[str, str], run: str, dataset: str, storage_root: str, code_version: str
@@ -174,16 +187,17 @@ def evaluate(
     Returns:
         The rows, shortened, as JSON: what the report waits for. The student's confusion matrix, where it was probed.
     """
-    with step(f"evaluate {dataset}", code_version):
+
+    def body() -> tuple[str, Confusion | None]:
         resolved = load_config(config)
-        rows = patiently(
-            lambda: steps.evaluate(resolved, storage_root, dataset, datasets, run, logger.info), _patience_s()
-        )
+        rows = steps.evaluate(resolved, storage_root, dataset, datasets, run, logger.info)
         for row in (row for row in rows if row.error):
             logger.warning("%s on %s (%s): %s", row.model, row.dataset, row.protocol, row.error)
         probed = any(row.role == "student" and row.protocol == "knn" and row.error is None for row in rows)
         matrix = _confusion(resolved, storage_root, dataset, datasets, run) if probed else None
         return json.dumps([brief(row) for row in rows]), matrix
+
+    return in_step(f"evaluate {dataset}", code_version, body)
 
 
 def _confusion(config: RunConfig, root: str, dataset: str, datasets: dict[str, str], run: str) -> Confusion | None:
@@ -209,16 +223,18 @@ def report(
         What is missing, as in "lite0 on digits"; the finite metrics, among them `<dataset>/top1` (the student's) and
         `<dataset>/top1/<model>`.
     """
-    with step("report", code_version):
+
+    def body() -> tuple[list[str], dict[str, float]]:
         results = [row for part in rows for row in json.loads(part)]
         missing = list(dict.fromkeys(f"{row['model']} on {row['dataset']}" for row in results if row["error"]))
         logger.info("%d results%s", len(results), f", missing: {', '.join(missing)}" if missing else "")
-        resolved = load_config(config)
-        metrics = patiently(lambda: steps.report(resolved, run), _patience_s()) | top1_by_model(results)
+        metrics = steps.report(load_config(config), run) | top1_by_model(results)
         store = open_store(join(run, "report"))
         _write(html, store.get("index.html"))
         _write(markdown, store.get("report.md"))
         return missing, {name: float(value) for name, value in sorted(metrics.items()) if math.isfinite(value)}
+
+    return in_step("report", code_version, body)
 
 
 def promote(config: str, missing: Sequence[str], fail_on_missing: bool, code_version: str) -> str:
@@ -231,11 +247,13 @@ def promote(config: str, missing: Sequence[str], fail_on_missing: bool, code_ver
     Returns:
         One sentence about what happened.
     """
-    with step("promote", code_version):
-        resolved, needed = load_config(config), missing if fail_on_missing else ()
-        said = patiently(lambda: steps.promote(resolved, needed), _patience_s())
+
+    def body() -> str:
+        said = steps.promote(load_config(config), missing if fail_on_missing else ())
         logger.info("%s", said)
         return said
+
+    return in_step("promote", code_version, body)
 
 
 def brief(row: ResultRow) -> dict[str, Any]:

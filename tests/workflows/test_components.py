@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from workflows import components
+from unic_core.errors import OutageError
+from workflows import components, patience
 
 VERSION = components.__version__
 
@@ -53,6 +54,27 @@ def test_another_code_in_the_image_is_mentioned(capsys: pytest.CaptureFixture[st
     assert f"[report] warning: the pipeline was compiled by unic 0.0.0, the image has {VERSION}" in (
         capsys.readouterr().out
     )
+
+
+def test_a_step_in_a_cluster_waits_for_a_server_that_is_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(patience, "PAUSE_S", 0.0)
+    attempts: list[int] = []
+
+    def body() -> str:
+        attempts.append(1)
+        if len(attempts) % 3:
+            raise OutageError("S3 at http://s3 cannot be reached; start it")
+        return "done"
+
+    monkeypatch.setenv("KFP_POD_NAME", "unic-abc")
+    assert components.in_step("report", VERSION, body) == "done"
+    assert capsys.readouterr().out.count("[report] S3 at http://s3 cannot be reached; trying again") == 2
+    monkeypatch.delenv("KFP_POD_NAME")  # a person at a laptop mends it at once
+    with pytest.raises(SystemExit):
+        components.in_step("report", VERSION, body)
+    assert len(attempts) == 4
 
 
 def test_every_model_has_its_number_for_the_compare_page() -> None:

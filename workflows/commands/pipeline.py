@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from unic_core.errors import OutageError
+from unic_core.errors import OutageError, UnicError
 from workflows import console
 from workflows.commands.options import config_argument, overrides_argument, probe_option, root_option
 
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
     from workflows.request import PipelineRequest
 
 FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@contextmanager
+def _kfp() -> Iterator[None]:
+    """Around imports that need all of kfp: the image has only what a step needs."""
+    try:
+        yield
+    except ImportError as error:
+        raise UnicError(
+            f"{error.name} is not installed here; the image has no client and no compiler of Kubeflow. Do this where "
+            "the whole package is installed, as on a laptop or in a notebook"
+        ) from error
 
 
 @click.group()
@@ -32,8 +45,10 @@ def pipeline_compile(output: Path, image: str | None, namespace: str | None) -> 
 
     With --resources it becomes a Pipeline and a PipelineVersion for a Kubeflow that keeps its pipelines in Kubernetes.
     """
-    from workflows.pipeline.compile import compile_pipeline
     from workflows.request import IMAGE
+
+    with _kfp():
+        from workflows.pipeline.compile import compile_pipeline
 
     compile_pipeline(output, IMAGE if image is None else image, namespace)
     console.say(f"wrote {output}")
@@ -113,7 +128,8 @@ def pipeline_submit(config: str, overrides: tuple[str, ...], probes: tuple[str, 
 
     Everything is checked here first. CONFIG may be a file: a short one travels as text, a long one belongs on S3.
     """
-    from workflows.pipeline.submit import Kubeflow, Submission, submit, wait
+    with _kfp():
+        from workflows.pipeline.submit import Kubeflow, Submission, submit, wait
 
     request = _request(config, overrides, probes, options)
     kubeflow = Kubeflow(*(options[key] for key in ("host", "namespace", "token_file", "ca_file")))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,6 +67,20 @@ def test_mistakes_are_found_before_kubeflow_is_asked(
 def test_a_kubeflow_that_is_away_is_one_sentence(nobody: str) -> None:
     with pytest.raises(OutageError, match=f"Kubeflow at {nobody} does not answer; correct --host"):
         Kubeflow(host=nobody).connect()
+
+
+@pytest.mark.parametrize("arguments", [("compile", "--output", "x.yaml"), ("submit", "smoke")])
+def test_where_kfp_is_not_whole_a_sentence_says_so(arguments: tuple[str, ...]) -> None:
+    """As in the image."""
+    script = (
+        "import sys; sys.modules['kfp.compiler'] = sys.modules['kfp_server_api'] = None\n"
+        "from workflows.cli import main; sys.argv[1:1] = ['pipeline']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: kfp")
+    assert "is not installed here" in line
 
 
 def test_a_file_travels_as_text_and_a_long_one_belongs_on_s3(tmp_path: Path) -> None:
