@@ -10,12 +10,13 @@ from typing import NamedTuple
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from benchmarks.features_of import fashion_source, teacher_features
+from benchmarks.features_of import DATA, fashion_source, teacher_features
 from benchmarks.logreg import GRID
 from unic_core.evals.features import FeatureSet
 from unic_core.evals.linear import validation_split
 from unic_core.evals.logreg import fit_logreg, objective
 from unic_core.provenance import versions
+from workflows.demo_data import find_mnist
 
 TEACHERS = ("efficientnet_lite0", "efficientnet_lite2")
 LIMIT = {"train": 2000, "test": 4000}
@@ -31,8 +32,12 @@ class Parity(NamedTuple):
 
 
 def real_sets() -> Iterator[tuple[str, FeatureSet, FeatureSet]]:
-    """Name, training and test features of four real sets."""
-    for images, source in (("Fashion-MNIST", fashion_source()), ("digits", "sklearn:digits")):
+    """Name, training and test features of four real sets, and of two more where MNIST can be had."""
+    sources = {"Fashion-MNIST": fashion_source(), "digits": "sklearn:digits"}
+    mnist = find_mnist(DATA)
+    if mnist is not None:
+        sources["MNIST"] = f"idx:{mnist}"
+    for images, source in sources.items():
         for model in TEACHERS:
             features = teacher_features(source, model, LIMIT)
             yield f"{images}, {model}", features["train"], features["test"]
@@ -69,7 +74,8 @@ def main() -> None:
         result = compare(name, train, test)
         print(f"{name}: {len(train):,} x {train.x.shape[1]:,}, {len(test):,} test images")
         print("  objective over scikit-learn's: " + ", ".join(f"{r:.5f}" for r in result.ratios))
-        print(f"  top-1 {result.top1[0]:.2%} at C = {result.c[0]:g}; its {result.top1[1]:.2%} at C = {result.c[1]:g}")
+        top1, theirs = result.top1
+        print(f"  top-1 {top1:.2%} at C = {result.c[0]:g}; its {theirs:.2%} at C = {result.c[1]:g}", flush=True)
         results.append(result._asdict())
     print(json.dumps({"benchmark": "parity", "sets": results, "versions": versions()}))
 

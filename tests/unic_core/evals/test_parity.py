@@ -14,7 +14,7 @@ def test_objective_is_no_worse_and_top1_is_that_of_scikit_learn() -> None:
         sets = list(real_sets())
     except UnicError as error:
         pytest.skip(str(error))
-    assert len(sets) == 4
+    assert len(sets) in {4, 6}  # MNIST needs a network
     for name, train, test in sets:
         found = compare(name, train, test)
         assert max(found.ratios) <= 1 + 1e-5, name
