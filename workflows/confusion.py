@@ -15,7 +15,7 @@ from torch import Tensor
 from unic_core.config import RunConfig
 from unic_core.evals.knn import classify_knn
 from unic_core.evals.probe import HEADLINE_K
-from workflows.evaluation import _devices, _features, _student
+from workflows.features import devices, features_of, subjects
 from workflows.subjects import open_split
 
 MOST = 20
@@ -39,8 +39,9 @@ def confusion(config: RunConfig, root: str, group: str, datasets: dict[str, str]
         open_split(config, root, datasets, group, probe.train_split),
         open_split(config, root, datasets, probe.dataset, probe.test_split),
     )
-    student = _student(run, _devices()[0])
-    known, asked = _features(config, root, student, train), _features(config, root, student, test)
+    _, _, load = next(subjects(config, run))  # the student comes first
+    student = load(devices()[0])
+    known, asked = features_of(config, root, student, train), features_of(config, root, student, test)
     labels, numbers = torch.unique(known.y, return_inverse=True)
     temperature = config.evaluation.knn_temperature
     found = classify_knn(known.x, numbers, asked.x, [HEADLINE_K], temperature, len(labels))[HEADLINE_K]

@@ -92,7 +92,7 @@ def test_two_processes_write_the_features_of_one(
     save_student(Student(config.student), config, open_store(run).child("student"), [], license="MIT")
     alone = evaluate_group(config, one, "digits", datasets, run, lambda _: None)
 
-    monkeypatch.setattr(evaluation, "_devices", lambda: ["cpu", "cpu"])
+    monkeypatch.setattr(evaluation, "devices", lambda: ["cpu", "cpu"])
     together = evaluate_group(config, two, "digits", datasets, run, lambda _: None)
     assert [(row.model, row.protocol, row.top1) for row in together] == [(r.model, r.protocol, r.top1) for r in alone]
     stores = open_store(f"{one}/cache/features"), open_store(f"{two}/cache/features")
