@@ -17,7 +17,8 @@ import yaml
 
 from k8s.render import HERE, bundle
 
-OVERLAYS = ("dev", "gpu", "kueue", "rayjob")
+OVERLAYS = ("dev", "gpu", "kueue", "rayjob")  # each of them is everything that a job needs
+KFP = "kfp"  # what the pipeline's steps need beside Kubeflow
 CUSTOM = frozenset({"PyTorchJob", "RayJob", "PodMonitor"})
 CHECKOV = "checkov==3.3.30"  # in an environment of its own: it pins what we need in other versions
 
@@ -57,7 +58,7 @@ def main() -> int:
     """Render, scan, return the scanner's exit code."""
     scanner = ["checkov"] if shutil.which("checkov") else ["uv", "tool", "run", CHECKOV]
     with tempfile.TemporaryDirectory() as directory:
-        for overlay in OVERLAYS:
+        for overlay in (*OVERLAYS, KFP):
             found = objects(overlay)
             pods = [pod for item in found if item["kind"] in CUSTOM for pod in as_pods(item)]
             Path(directory, f"{overlay}.yaml").write_text(yaml.safe_dump_all([*found, *pods]))
