@@ -34,9 +34,9 @@ def confusion(config: RunConfig, root: str, group: str, datasets: dict[str, str]
     Raises:
         UnicError: the data set or the student can't be read.
     """
-    probe = next(p for p in config.evaluation.probes if p.trained_on == group)
+    probe = next(p for p in config.evaluation.probes if p.fit == group)
     train, test = (
-        open_split(config, root, datasets, group, probe.train_split),
+        open_split(config, root, datasets, probe.trained_on, probe.train_split),
         open_split(config, root, datasets, probe.dataset, probe.test_split),
     )
     _, _, load = next(subjects(config, run))  # the student comes first

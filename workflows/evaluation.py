@@ -34,15 +34,15 @@ class ProbeSet:
 def evaluate_group(
     config: RunConfig, root: str, group: str, datasets: dict[str, str], run: str, say: Say
 ) -> list[ResultRow]:
-    """Classifiers are trained on the data set `group` and scored on every test set that uses it.
+    """Classifiers are trained on the data set called `group` and scored on every test set that uses it.
 
     A model or test set that fails becomes rows with an error; the others go on.
     """
-    probes = [probe for probe in config.evaluation.probes if probe.trained_on == group]
+    probes = [probe for probe in config.evaluation.probes if probe.fit == group]
     rows: list[ResultRow] = []
     models = list(subjects(config, run))
     try:
-        train = open_split(config, root, datasets, group, probes[0].train_split)
+        train = open_split(config, root, datasets, probes[0].trained_on, probes[0].train_split)
     except Exception as error:
         log.exception("%s cannot be probed", group)
         return [row for name, role, _ in models for probe in probes for row in _failed(name, role, "", probe, error)]
@@ -68,11 +68,11 @@ def _probe(
     """All rows of one model: from the cache where it has them, else computed."""
     subject = load(devices()[0])
     cache = open_store(join(root, "cache", "rows"))
-    keys = {item.config.dataset: _cache_key(config, subject, train, item) for item in sets}
+    keys = {item.config.label: _cache_key(config, subject, train, item) for item in sets}
     rows: list[ResultRow] = []
     missing = []
     for item in sets:
-        cached = _cached(cache, keys[item.config.dataset])
+        cached = _cached(cache, keys[item.config.label])
         if cached is None:
             missing.append(item)
         else:
@@ -92,7 +92,7 @@ def _probe(
                     ResultRow(
                         model=subject.name,
                         role=subject.role,
-                        dataset=item.config.dataset,
+                        dataset=item.config.label,
                         group=item.config.group,
                         sha256=subject.sha256,
                         dataset_fingerprint=item.test.fingerprint,
@@ -102,13 +102,13 @@ def _probe(
                     )
                 )
         except Exception as error:  # the other test sets go on
-            log.exception("%s cannot be probed on %s", subject.name, item.config.dataset)
+            log.exception("%s cannot be probed on %s", subject.name, item.config.label)
             rows += _failed(subject.name, subject.role, subject.sha256, item.config, error)
             continue
-        cache.put(keys[item.config.dataset], dump_rows(new).encode())
+        cache.put(keys[item.config.label], dump_rows(new).encode())
         rows += new
         scores = ", ".join(f"{row.protocol} {row.top1:.1%}" for row in new)
-        say(f"{subject.name} on {item.config.dataset}: {scores}")
+        say(f"{subject.name} on {item.config.label}: {scores}")
     return rows
 
 
@@ -117,7 +117,7 @@ def _cache_key(config: RunConfig, subject: Subject, train: ShardedDataset, item:
     free = {"probes", "random_student", "batch", "segmentation", "depth", "zeroshot"}
     evaluation = config.evaluation.model_dump(mode="json", exclude=free) | {"classifier": item.config.classifier}
     parts = [subject.sha256, subject.image_size, train.fingerprint, item.config.train_split, item.test.fingerprint,
-             item.config.test_split, item.config.dataset, item.config.group, evaluation, config.seed]  # fmt: skip
+             item.config.test_split, item.config.label, item.config.group, evaluation, config.seed]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest() + ".json"
 
 
@@ -134,7 +134,7 @@ def _failed(name: str, role: Role, sha256: str, probe: ProbeConfig, error: BaseE
         ResultRow(
             model=name,
             role=role,
-            dataset=probe.dataset,
+            dataset=probe.label,
             group=probe.group,
             protocol=protocol,
             sha256=sha256,

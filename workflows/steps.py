@@ -60,7 +60,7 @@ def prepare(config: RunConfig, root: str, progress: Progress = _quiet, workers: 
     needed = {mix.dataset for mix in config.data.train}
     if config.evaluation.knn_every is not None:
         first = config.evaluation.probes[0]
-        needed |= {first.dataset, first.train_on or first.dataset}
+        needed |= {first.dataset, first.trained_on}
     uris = {}
     for dataset in config.datasets:
         try:
@@ -143,7 +143,7 @@ def probe_groups(config: RunConfig) -> list[str]:
     if not config.evaluation.probes:
         raise UnicError(f"config {config.name}: evaluation.probes is empty; name at least one data set to probe")
     check_probes(config.evaluation.probes, config.datasets)
-    groups = dict.fromkeys(probe.trained_on for probe in config.evaluation.probes)
+    groups = dict.fromkeys(probe.fit for probe in config.evaluation.probes)
     return [*groups, *config.evaluation.tasks]
 
 
@@ -173,7 +173,7 @@ def evaluate(
     with tracking.child_run(config, tracking.parent_run(config), f"probe-{probe}") as child:
         task = config.evaluation.tasks.get(probe)
         rows = (evaluate_task if task else evaluate_group)(config, root, probe, datasets, run, say)
-        tested = {p.dataset: (p.dataset, p.test_split) for p in config.evaluation.probes}
+        tested = {p.label: (p.dataset, p.test_split) for p in config.evaluation.probes}
         if task:
             tested = {task.label: (task.dataset, task.test_split)}
         for name, fingerprint in {row.dataset: row.dataset_fingerprint for row in rows if not row.error}.items():

@@ -12,9 +12,10 @@ from unic_core.data.dataset import ShardedDataset
 from unic_core.data.prepare import prepare_dataset
 from unic_core.evals.results import ResultRow
 from unic_core.export import save_student
+from unic_core.report import build_report
 from unic_core.storage import open_store
 from unic_core.student import Student
-from workflows import evaluation
+from workflows import evaluation, steps
 from workflows.evaluation import evaluate_group
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def test_a_broken_set_fails_alone_and_a_repeat_computes_only_what_is_missing(con
     names = ("student", "random student", "lite0")
     assert {(row.model, row.protocol) for row in good} == {(m, p) for m in names for p in ("logreg", "knn")}
     assert all(row.error is None for row in good)
-    broken = [row for row in rows if row.dataset == "/nowhere/images"]
+    broken = [row for row in rows if row.dataset == "nowhere-images"]
     assert len(broken) == 6
     assert all("no finished data set at /nowhere/images" in (row.error or "") for row in broken)
 
@@ -56,6 +57,19 @@ def test_a_broken_set_fails_alone_and_a_repeat_computes_only_what_is_missing(con
         tar.unlink()  # images are not needed any more: only features are read
     fresh, _ = evaluate()
     assert [row.top1 for row in fresh if row.dataset == "digits"] == [row.top1 for row in good]
+
+
+def test_a_set_named_by_its_uri_has_a_short_name(config: RunConfig, tmp_path: Path) -> None:
+    """The whole address would be no name of a metric in MLflow, and no file."""
+    root, run = str(tmp_path / "root"), str(tmp_path / "run")
+    uri = prepare_dataset(config.datasets[0], root)
+    save_student(Student(config.student), config, open_store(run).child("student"), [], license="MIT")
+    config = load_config("smoke", [f"evaluation.probes=[{{dataset: {uri}}}]", "evaluation.random_student=false"])
+    (group,) = steps.probe_groups(config)
+    assert group == "-".join(Path(uri).parts[-2:])
+    rows = evaluate_group(config, root, group, {}, run, lambda _: None)
+    assert {(row.dataset, row.error) for row in rows} == {(group, None)}
+    assert f"probe/{group}/top1" in build_report(rows, config).metrics
 
 
 @pytest.mark.slow

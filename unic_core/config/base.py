@@ -12,6 +12,11 @@ NonNegative = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
 
+def label_of(dataset: str) -> str:
+    """What a data set is called in results and files: its name, or the last two parts of its URI."""
+    return "-".join(dataset.rstrip("/").split("/")[-2:])
+
+
 class Frozen(BaseModel):
     """Unknown keys and wrong types are refused; nothing changes after validation."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from unic_core.config.base import Frozen, Positive
+from unic_core.config.base import Frozen, Positive, label_of
 from unic_core.config.data import DatasetConfig
 from unic_core.config.tasks import DepthConfig, SegmentationConfig, TaskConfig, ZeroShotConfig
 from unic_core.errors import UnicError
@@ -31,6 +31,16 @@ class ProbeConfig(Frozen):
     def trained_on(self) -> str:
         """The data set of the training images."""
         return self.train_on or self.dataset
+
+    @property
+    def label(self) -> str:
+        """What the tested data set is called in results."""
+        return label_of(self.dataset)
+
+    @property
+    def fit(self) -> str:
+        """What the classifier is called, in files and as a step: like the data set that it is trained on."""
+        return label_of(self.trained_on)
 
 
 class EvaluationConfig(Frozen):
@@ -91,15 +101,15 @@ class EvaluationConfig(Frozen):
         tested: set[str] = set()
         first: dict[str, ProbeConfig] = {}
         for probe in self.probes:
-            if probe.dataset in tested:
-                raise ValueError(f"probes: {probe.dataset!r} is tested twice; keep one of the two")
-            tested.add(probe.dataset)
-            other = first.setdefault(probe.trained_on, probe)
-            for key in ("train_split", "classifier"):
+            if probe.label in tested:
+                raise ValueError(f"probes: {probe.label!r} is tested twice; keep one of the two")
+            tested.add(probe.label)
+            other = first.setdefault(probe.fit, probe)
+            for key in ("trained_on", "train_split", "classifier"):
                 if getattr(probe, key) != getattr(other, key):
                     raise ValueError(
                         f"probes: {other.dataset!r} and {probe.dataset!r} share the classifier trained on "
-                        f"{probe.trained_on!r}, but differ in {key}; give both the same"
+                        f"{probe.fit!r}, but differ in {key}; give both the same"
                     )
         return self
 

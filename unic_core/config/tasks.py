@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from unic_core.config.base import Fraction, Frozen, NonNegative, Positive
+from unic_core.config.base import Fraction, Frozen, NonNegative, Positive, label_of
 
 
 class _Task(Frozen):
@@ -16,8 +16,8 @@ class _Task(Frozen):
 
     @property
     def label(self) -> str:
-        """What the data set is called in results and files: its name, or the last two parts of its URI."""
-        return "-".join(self.dataset.rstrip("/").split("/")[-2:])
+        """What the data set is called in results and files."""
+        return label_of(self.dataset)
 
 
 class SegmentationConfig(_Task):

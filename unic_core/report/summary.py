@@ -186,6 +186,6 @@ def _models(rows: Sequence[ResultRow], config: RunConfig) -> tuple[Model, ...]:
 
 def _datasets(rows: Sequence[ResultRow], config: RunConfig) -> tuple[Dataset, ...]:
     """Transfer sets, then shift sets, in the order of the config."""
-    asked = [Dataset(probe.dataset, probe.group) for probe in config.evaluation.probes]
+    asked = [Dataset(probe.label, probe.group) for probe in config.evaluation.probes]
     datasets = dict.fromkeys([*asked, *(Dataset(row.dataset, row.group) for row in rows)])
     return tuple(sorted(datasets, key=lambda d: d.group == "shift"))
