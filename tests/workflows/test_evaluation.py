@@ -15,7 +15,7 @@ from unic_core.export import save_student
 from unic_core.report import build_report
 from unic_core.storage import open_store
 from unic_core.student import Student
-from workflows import evaluation, steps
+from workflows import evaluation, features, steps
 from workflows.evaluation import evaluate_group
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def test_two_processes_write_the_features_of_one(
     def refuse(*_: object) -> None:
         raise AssertionError("there was nothing to compute")
 
-    monkeypatch.setattr(evaluation, "by_processes", refuse)
+    monkeypatch.setattr(features, "by_processes", refuse)
     for row in Path(two, "cache", "rows").iterdir():
         row.unlink()
     again = evaluate_group(config, two, "digits", datasets, run, lambda _: None)
