@@ -221,7 +221,7 @@ def test_a_student_that_does_not_fit_timm_is_found_before_the_training(monkeypat
     student.encoder.extra = torch.nn.Linear(2, 2)
     with pytest.raises(UnicError, match=r"parameters that timm's model lacks: \['extra.weight', 'extra.bias'\]"):
         student.to_timm()
-    teachers = (TeacherConfig(name="a", model="timm:test_vit"),)
+    teachers = (TeacherConfig(name="a", model="timm:test_vit", weights="random://0"),)
     check_models(config.model_copy(update={"teachers": teachers}))
     monkeypatch.setattr(Student, "to_timm", lambda _: (_ for _ in ()).throw(UnicError("it does not fit")))
     with pytest.raises(UnicError, match="does not fit"):
