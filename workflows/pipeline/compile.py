@@ -9,8 +9,8 @@ from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
 from unic_core import __version__
 from unic_core.errors import UnicError
+from workflows.launch.config import IMAGE
 from workflows.pipeline.definition import unic_pipeline
-from workflows.request import IMAGE
 
 NAME = "unic"
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from kfp import dsl
 
 from unic_core import __version__
+from workflows.launch.config import IMAGE
 from workflows.pipeline.pods import place
-from workflows.request import IMAGE
 
 DAY = 24
 
