@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.unic_core.evals.scenes import color_scenes
 from unic_core.checkpoint import snapshot, write_checkpoint
 from unic_core.config import RunConfig, load_config
 from unic_core.data.prepare import prepare_dataset
+from unic_core.errors import OutageError
 from unic_core.evals.results import ResultRow
 from unic_core.export import save_student
 from unic_core.storage import open_store
@@ -98,3 +100,16 @@ def test_a_model_that_fails_fails_alone(config: RunConfig, datasets: dict[str, s
     rows = evaluate_task(changed, str(root), "segmentation-masks", datasets, run, lambda _: None)
     assert [row.error is None for row in rows] == [True, True, False]
     assert rows[2].error == "lite0 has no patch tokens, so it can't do dense tasks"
+
+
+def test_s3_that_is_away_is_no_fault_of_a_model(
+    config: RunConfig, datasets: dict[str, str], run: str, clean_environment: pytest.MonkeyPatch
+) -> None:
+    """A row would say so for ever; whoever called may wait and ask again."""
+    with socket.socket() as taken:  # bound, but deaf
+        taken.bind(("127.0.0.1", 0))
+        for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            clean_environment.setenv(key, "any")
+        clean_environment.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(OutageError, match="cannot be reached"):
+            evaluate_task(config, "s3://bucket/unic", "zeroshot-digits", datasets, run, lambda _: None)
