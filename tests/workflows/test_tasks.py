@@ -13,7 +13,7 @@ from tests.unic_core.evals.scenes import color_scenes
 from unic_core.checkpoint import snapshot, write_checkpoint
 from unic_core.config import RunConfig, load_config
 from unic_core.data.prepare import prepare_dataset
-from unic_core.errors import OutageError
+from unic_core.errors import OutageError, UnicError
 from unic_core.evals.results import ResultRow
 from unic_core.export import save_student
 from unic_core.storage import open_store
@@ -92,6 +92,11 @@ def test_all_tasks_of_all_models(config: RunConfig, datasets: dict[str, str], ru
     for tar in root.rglob("*.tar"):
         tar.unlink()  # a repeat reads no image
     assert {name: evaluate(name) for name in config.evaluation.tasks} == rows
+
+
+def test_a_set_that_nobody_prepares_is_found_before_the_training(config: RunConfig) -> None:
+    with pytest.raises(UnicError, match=r"evaluation\.segmentation names 'masks', which is not in datasets"):
+        steps.check(config)
 
 
 def test_a_model_that_fails_fails_alone(config: RunConfig, datasets: dict[str, str], run: str, root: Path) -> None:
