@@ -24,7 +24,7 @@ from urllib3.exceptions import HTTPError, SSLError
 
 from unic_core.errors import OutageError, UnicError
 from workflows.pipeline.compile import compile_pipeline
-from workflows.request import PipelineRequest
+from workflows.request import PipelineRequest, is_yaml
 
 PAUSE_S = 5.0
 PATIENCE_S = 300.0  # how long the server may be away while a run is waited for
@@ -63,8 +63,8 @@ class Kubeflow:
         for file in filter(None, (self.token_file, self.ca_file)):
             if not file.is_file():
                 raise UnicError(f"there is no file {file}; correct --token-file or --ca-file")
-        if token and not token.read_text().strip():
-            raise UnicError(f"the file {token} is empty; write a token into it, or correct --token-file")
+        if token and not _holds_text(token):
+            raise UnicError(f"there is no token in the file {token}; write it there, or correct --token-file")
         if not self.host and "KUBERNETES_SERVICE_HOST" not in os.environ:
             raise UnicError("Kubeflow's address is not known; give --host, as in --host https://kubeflow.example.com")
         place = self.host or "this cluster"
@@ -98,7 +98,7 @@ class Submission:
     def name(self) -> str:
         """What the run is called in Kubeflow: what it runs, and when it was started."""
         recipe = self.request.recipe
-        plain = recipe.rpartition("/")[2].removesuffix(".yaml") if "\n" not in recipe else "recipe"
+        plain = "recipe" if is_yaml(recipe) else recipe.rpartition("/")[2].removesuffix(".yaml")
         return f"{self.request.run_name or plain} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
 
 
@@ -205,6 +205,13 @@ def sentences(place: str) -> Iterator[None]:
                 f"there is no secure connection to Kubeflow at {place} ({reason}); give --ca-file, or correct --host"
             ) from error
         raise OutageError(f"Kubeflow at {place} does not answer; correct --host, or see whether it runs") from error
+
+
+def _holds_text(file: Path) -> bool:
+    try:
+        return bool(file.read_text().strip())
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _other(place: str) -> UnicError:

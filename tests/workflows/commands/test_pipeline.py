@@ -122,9 +122,10 @@ def test_a_host_without_a_certificate_is_one_sentence() -> None:
         Kubeflow(host=host.replace("http", "https")).connect()
 
 
-def test_an_empty_token_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("\n")
-    with pytest.raises(UnicError, match="token is empty"):
+@pytest.mark.parametrize("content", [b"\n", b"\xff\xfe"])
+def test_a_file_without_a_token_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(content)
+    with pytest.raises(UnicError, match="there is no token in the file"):
         Kubeflow(host="http://localhost:1", token_file=tmp_path / "token").connect()
 
 
@@ -176,6 +177,7 @@ def test_a_recipe_goes_before_a_file_of_its_name(tmp_path: Path, monkeypatch: py
         ("smoke", "", "smoke 20"),
         ("s3://b/my.yaml", "", "my 20"),
         ("a: 1\nb: 2", "", "recipe 20"),
+        ("{name: a/b}", "", "recipe 20"),
         ("smoke", "x", "x 20"),
     ],
 )
