@@ -51,9 +51,12 @@ class LocalStore:
         self.uri = str(self.root)
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
-        with (self.root / key).open("rb") as file:
-            file.seek(start)
-            return file.read(-1 if length is None else length)
+        try:
+            with (self.root / key).open("rb") as file:
+                file.seek(start)
+                return file.read(-1 if length is None else length)
+        except NotADirectoryError as error:  # a file stands where the key has a folder
+            raise FileNotFoundError(error.errno, error.strerror, error.filename) from error
 
     def put(self, key: str, data: bytes) -> None:
         target = self._make_room(key)

@@ -13,14 +13,12 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from unic_core import __version__
 from unic_core.config import RunConfig, load_config, read_config
 from unic_core.errors import UnicError
 from unic_core.storage import open_store
 from workflows.launch import Backend, job_name
-from workflows.launch.config import Quantity
+from workflows.launch.config import IMAGE, Quantity
 
-IMAGE = f"unic:{__version__}"
 MAX_TEXT = 10_000  # characters; a large parameter kills Kubeflow's driver without a reason
 Text = Annotated[str, Field(strict=True)]
 
@@ -68,7 +66,8 @@ class PipelineRequest(BaseModel):
 
     @model_validator(mode="after")
     def _reaches_its_store(self) -> Self:
-        if self.distill_launcher != "local" and "://" not in self.storage_root:
+        is_local = "://" not in self.storage_root or self.storage_root.startswith("file://")
+        if self.distill_launcher != "local" and is_local:
             raise ValueError(
                 f"pods can't reach {self.storage_root!r}; set storage_root to a place on S3, as in s3://bucket/unic"
             )

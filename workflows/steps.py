@@ -75,11 +75,12 @@ def prepare(config: RunConfig, root: str, progress: Progress = _quiet, workers: 
 
 
 def check(config: RunConfig) -> None:
-    """UnicError for what can be told of a config without data: its probes, its models and the teachers' files."""
-    from unic_core.config.evaluation import check_probes
+    """UnicError for what can be told of a config without data: what is evaluated, models, the teachers' files."""
+    from unic_core.config.evaluation import check_probes, check_tasks
     from unic_core.task import check_models
 
     check_probes(config.evaluation.probes, config.datasets)
+    check_tasks(config.evaluation.tasks.values(), config.datasets)
     check_models(config, Path(config.data.cache) if config.data.cache else None)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from unic_core.config import DepthConfig, RunConfig, SegmentationConfig, TaskConfig, ZeroShotConfig
 from unic_core.data.eval_loader import eval_batches
+from unic_core.errors import OutageError
 from unic_core.evals.depth import evaluate_depth
 from unic_core.evals.results import ResultRow, Role, dump_rows, format_score, load_rows
 from unic_core.evals.segmentation import evaluate_segmentation
@@ -55,13 +56,19 @@ class Candidate:
 def evaluate_task(
     config: RunConfig, root: str, name: str, datasets: dict[str, str], run: str, say: Say
 ) -> list[ResultRow]:
-    """Rows of all models on one task; a model that fails becomes a row with an error, and the others go on."""
+    """Rows of all models on one task; a model that fails becomes a row with an error, and the others go on.
+
+    Raises:
+        OutageError: S3 is away, which is no fault of a model.
+    """
     task = config.evaluation.tasks[name]
     try:
         if isinstance(task, ZeroShotConfig):
             candidates = list(_zeroshot(config, task, root, datasets, run))
         else:
             candidates = list(_dense(config, task, root, datasets, run))
+    except OutageError:
+        raise
     except Exception as error:
         log.exception("%s cannot be evaluated", name)
         return [_failed(task, model, role, error) for model, role in expected_models(task, config)]
@@ -71,6 +78,8 @@ def evaluate_task(
             candidate = load()
             row = _row(root, task, model, role, candidate)
             say(f"{model} on {task.label}: {task.kind} {format_score(row.metric, row.score)}")
+        except OutageError:  # the caller tries again; what is done is kept
+            raise
         except Exception as error:  # whatever it is, it belongs into the report, and the next model goes on
             log.exception("%s has no result of %s", model, name)
             row = _failed(task, model, role, error)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from unic_core.config import dump_config, json_schema, load_config, parse_config
-from unic_core.config.evaluation import check_probes
+from unic_core.config.evaluation import check_probes, check_tasks
 from unic_core.errors import UnicError
 from unic_core.recipes import RECIPES
 
@@ -64,6 +64,8 @@ def test_another_kind_starts_the_section_afresh() -> None:
         ("loss.cls={cosine: 0, smooth_l1: 0}", "both 0"),
         ("teachers.0.tokens=[cls, cls]", "each once"),
         ("evaluation.knn_k=[]", "at least one k"),
+        ("evaluation.c_values=[.nan]", "evaluation.c_values.0: input should be a finite number, not nan"),
+        ("optimizer.lr=.inf", "optimizer.lr: input should be a finite number, not inf"),
         ("evaluation.probes=[{dataset: a, train_on: b}, {dataset: a}]", "probes: 'a' is tested twice"),
         (
             "evaluation.probes=[{dataset: a}, {dataset: b, train_on: a, classifier: sgd}]",
@@ -98,22 +100,30 @@ def test_impossible_combinations_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("probes", "sentence"),
+    ("evaluated", "sentence"),
     [
-        ("[{dataset: digit}]", "names 'digit', which is not in datasets; choose from digits, add it"),
-        ("[{dataset: digits, train_on: letters}]", "names 'letters'"),
-        ("[{dataset: digits, test_split: val}]", "needs the split 'val' of digits, but datasets prepares only train"),
-        ("[{dataset: 's3://b/p/0123', train_on: digits, test_split: any}]", None),
+        ("probes=[{dataset: digit}]", "probes names 'digit', which is not in datasets; choose from digits, add it"),
+        ("probes=[{dataset: digits, train_on: letters}]", "names 'letters'"),
+        ("probes=[{dataset: digits, test_split: val}]", "needs the split 'val' of digits, but datasets prepares only"),
+        ("probes=[{dataset: 's3://b/p/0123', train_on: digits, test_split: any}]", None),
+        ("segmentation=[{dataset: masks}]", "evaluation.segmentation names 'masks', which is not in datasets"),
+        ("depth=[{dataset: digits, train_split: all}]", "evaluation.depth needs the split 'all' of digits"),
+        ("zeroshot=[{dataset: digits, test_split: val, teacher: lite0, text: t}]", "zeroshot needs the split 'val'"),
+        ("zeroshot=[{dataset: digits, teacher: lite0, text: t}]", None),
     ],
 )
-def test_probes_of_sets_that_are_not_prepared_are_refused(probes: str, sentence: str | None) -> None:
-    overrides = [f"evaluation.probes={probes}", "datasets.0.splits=[train, test]"]
-    config = load_config("smoke", overrides)
-    if sentence is None:
+def test_evaluations_of_sets_that_are_not_prepared_are_refused(evaluated: str, sentence: str | None) -> None:
+    config = load_config("smoke", [f"evaluation.{evaluated}", "datasets.0.splits=[train, test]"])
+
+    def check() -> None:
         check_probes(config.evaluation.probes, config.datasets)
+        check_tasks(config.evaluation.tasks.values(), config.datasets)
+
+    if sentence is None:
+        check()
         return
     with pytest.raises(UnicError) as error:
-        check_probes(config.evaluation.probes, config.datasets)
+        check()
     assert sentence in str(error.value)
 
 
@@ -121,6 +131,9 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnicError, match="one of the recipes fashion_demo, paper_vitb16, smoke, unic_l"):
         load_config(tmp_path / "none.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1\nb: 2")
+    for place in (tmp_path, tmp_path / "broken.yaml" / "under-a-file", "x" * 5000):
+        with pytest.raises(UnicError, match="no config at"):
+            load_config(place)
     with pytest.raises(UnicError, match="not valid YAML at line 2"):
         load_config(tmp_path / "broken.yaml")
     (tmp_path / "list.yaml").write_text("- 1")

@@ -44,6 +44,9 @@ def test_missing_objects_raise_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         store.download("none", tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+    store.put("file", b"")
+    with pytest.raises(FileNotFoundError):
+        store.get("file/below")
 
 
 def test_unknown_schemes_are_refused() -> None:

@@ -99,6 +99,8 @@ def test_teachers_are_listed_with_license_and_size() -> None:
         ),
         (("pipeline", "compile", "--output", "unic.json"), "must end in .yaml"),
         (("pipeline", "compile", "--output", "unic.yaml", "--image", ""), "image is empty"),
+        (("pipeline", "compile", "--output", "unic.yaml", "--image", "a b"), 'image is "a b"'),
+        (("launch", "smoke", "--memory", "16ki"), "--memory '16ki' can't be used; give a quantity as Kubernetes"),
         pytest.param(
             ("export", "nowhere", "--format", "timm", "--output", "out"),
             "there is no student at nowhere",

@@ -82,7 +82,11 @@ def test_every_model_has_its_number_for_the_compare_page() -> None:
         {"model": model, "dataset": "digits", "protocol": protocol, "top1": top1, "error": error}
         for model, protocol, top1, error in (
             *(("student", "logreg", 0.9, None), ("lite0", "logreg", 0.8, None), ("lite0", "knn", 0.7, None)),
-            *(("random student", "sgd", 0.2, None), ("lite2", "logreg", None, "gone")),
+            *(
+                ("random student", "sgd", 0.2, None),
+                ("lite2", "logreg", None, "gone"),
+                ("lite0", "zeroshot", 0.6, None),
+            ),
         )
     ]
     assert components.top1_by_model(rows) == {"digits/top1/lite0": 0.8, "digits/top1/random-student": 0.2}

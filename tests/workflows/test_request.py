@@ -38,6 +38,7 @@ def test_the_defaults_work() -> None:
         ),
         ({"evaluate_cpu": 4}, "evaluate_cpu is 4; give text, in quotes"),
         ({"evaluate_memory": "16 GB"}, 'evaluate_memory is "16 GB"; give a quantity'),
+        ({"evaluate_memory": "16ki"}, 'evaluate_memory is "16ki"; give a quantity'),
         ({"fail_on_missing": "maybe"}, 'fail_on_missing is "maybe"; give true or false'),
         ({"image": ""}, "image is empty; give a value such as unic:"),
         ({"image": "unic 1"}, 'image is "unic 1"; give a value such as unic:'),
@@ -45,6 +46,7 @@ def test_the_defaults_work() -> None:
         ({"recipe": 7}, "recipe is 7; give text, in quotes"),
         ({"storage_root": ""}, "storage_root is empty; give a value such as s3://unic"),
         ({"storage_root": "/data"}, "pods can't reach '/data'; set storage_root to a place on S3"),
+        ({"storage_root": "file:///data"}, "pods can't reach 'file:///data'; set storage_root to a place on S3"),
         ({"learning_rate": 1}, "the pipeline has no parameter learning_rate; it has distill_launcher, "),
     ],
 )
@@ -52,6 +54,11 @@ def test_mistakes_are_one_sentence(parameters: dict[str, Any], said: str) -> Non
     with pytest.raises(UnicError) as raised:
         read_request(parameters)
     assert str(raised.value).startswith(said)
+
+
+@pytest.mark.parametrize("quantity", ["4", "0.5", "250m", "512k", "16777216Ki", "16Gi", "2E"])
+def test_quantities_are_those_of_kubernetes(quantity: str) -> None:
+    assert read_request({"evaluate_memory": quantity}).evaluate_memory == quantity
 
 
 @pytest.mark.parametrize("value", [2, 2.0, "2"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.unic_core.evals.scenes import color_scenes
 from unic_core.checkpoint import snapshot, write_checkpoint
 from unic_core.config import RunConfig, load_config
 from unic_core.data.prepare import prepare_dataset
+from unic_core.errors import OutageError, UnicError
 from unic_core.evals.results import ResultRow
 from unic_core.export import save_student
 from unic_core.storage import open_store
@@ -92,9 +94,27 @@ def test_all_tasks_of_all_models(config: RunConfig, datasets: dict[str, str], ru
     assert {name: evaluate(name) for name in config.evaluation.tasks} == rows
 
 
+def test_a_set_that_nobody_prepares_is_found_before_the_training(config: RunConfig) -> None:
+    with pytest.raises(UnicError, match=r"evaluation\.segmentation names 'masks', which is not in datasets"):
+        steps.check(config)
+
+
 def test_a_model_that_fails_fails_alone(config: RunConfig, datasets: dict[str, str], run: str, root: Path) -> None:
     cls_only = config.teachers[0].model_copy(update={"tokens": ("cls",)})
     changed = config.model_copy(update={"teachers": (cls_only,)})
     rows = evaluate_task(changed, str(root), "segmentation-masks", datasets, run, lambda _: None)
     assert [row.error is None for row in rows] == [True, True, False]
     assert rows[2].error == "lite0 has no patch tokens, so it can't do dense tasks"
+
+
+def test_s3_that_is_away_is_no_fault_of_a_model(
+    config: RunConfig, datasets: dict[str, str], run: str, clean_environment: pytest.MonkeyPatch
+) -> None:
+    """A row would say so for ever; whoever called may wait and ask again."""
+    with socket.socket() as taken:  # bound, but deaf
+        taken.bind(("127.0.0.1", 0))
+        for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            clean_environment.setenv(key, "any")
+        clean_environment.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(OutageError, match="cannot be reached"):
+            evaluate_task(config, "s3://bucket/unic", "zeroshot-digits", datasets, run, lambda _: None)

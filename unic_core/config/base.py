@@ -18,6 +18,6 @@ def label_of(dataset: str) -> str:
 
 
 class Frozen(BaseModel):
-    """Unknown keys and wrong types are refused; nothing changes after validation."""
+    """Unknown keys, wrong types and numbers that are not finite are refused; nothing changes after validation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

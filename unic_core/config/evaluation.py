@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -116,17 +116,28 @@ class EvaluationConfig(Frozen):
 
 def check_probes(probes: Sequence[ProbeConfig], datasets: Sequence[DatasetConfig]) -> None:
     """UnicError where a probe names a set or split that `datasets` does not prepare; a URI stands for itself."""
-    known = {dataset.name: dataset for dataset in datasets}
     for probe in probes:
         for name, split in ((probe.trained_on, probe.train_split), (probe.dataset, probe.test_split)):
-            if name not in known and "/" not in name:
-                raise UnicError(
-                    f"evaluation.probes names {name!r}, which is not in datasets; choose from "
-                    f"{', '.join(known) or 'none'}, add it, or give the URI of a prepared data set"
-                )
-            splits = known[name].splits if name in known else None
-            if splits is not None and split not in splits:
-                raise UnicError(
-                    f"evaluation.probes needs the split {split!r} of {name}, but datasets prepares only "
-                    f"{', '.join(splits)}; add it to splits"
-                )
+            _check_set("evaluation.probes", name, split, datasets)
+
+
+def check_tasks(tasks: Iterable[TaskConfig], datasets: Sequence[DatasetConfig]) -> None:
+    """The same for what is evaluated beside the probes."""
+    for task in tasks:
+        for split in (task.test_split,) if task.kind == "zeroshot" else (task.train_split, task.test_split):
+            _check_set(f"evaluation.{task.kind}", task.dataset, split, datasets)
+
+
+def _check_set(key: str, name: str, split: str, datasets: Sequence[DatasetConfig]) -> None:
+    known = {dataset.name: dataset.splits for dataset in datasets}
+    if name not in known and "/" not in name:
+        raise UnicError(
+            f"{key} names {name!r}, which is not in datasets; choose from {', '.join(known) or 'none'}, add it, or "
+            "give the URI of a prepared data set"
+        )
+    splits = known.get(name)
+    if splits is not None and split not in splits:
+        raise UnicError(
+            f"{key} needs the split {split!r} of {name}, but datasets prepares only {', '.join(splits)}; add it to "
+            "splits"
+        )

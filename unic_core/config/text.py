@@ -75,7 +75,9 @@ def _read_yaml(uri: str, known: list[str]) -> dict[str, Any]:
     parent, _, name = uri.rpartition("/")
     try:
         text = open_store(parent or ".").get(name).decode()
-    except (FileNotFoundError, IsADirectoryError):
+    except PermissionError:
+        raise UnicError(f"{uri} may not be read by this user; change its permissions") from None
+    except OSError:  # nothing there, a directory, a name that no file can have
         raise UnicError(f"no config at {uri}; give a YAML file or one of the recipes {', '.join(known)}") from None
     except UnicodeDecodeError:
         raise UnicError(f"{uri} is not a text file; give a YAML file") from None

@@ -30,6 +30,7 @@ def in_workers(
 
     Raises:
         WorkersKilledError: one of them is gone that did not end by itself.
+        Exception: whatever `images` raises; out of a process torch puts that one's traceback before it.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD)
@@ -52,8 +53,8 @@ def in_workers(
                 answer = next(answers)
             except StopIteration:
                 return
-            except (RuntimeError, OSError, EOFError) as error:  # the last two: it was killed while handing over
-                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            except (RuntimeError, OSError, EOFError) as error:
+                if not _is_killed(error, workers):
                     raise
                 raise WorkersKilledError(
                     "a data worker was killed, most likely for lack of memory or shared memory; "
@@ -62,6 +63,13 @@ def in_workers(
             yield answer
     finally:
         del answers  # the last reference: ends the workers
+
+
+def _is_killed(error: Exception, workers: int) -> bool:
+    """Whether torch says that a worker is gone; a worker that was killed while handing over leaves a broken pipe."""
+    if not workers or "in DataLoader worker process" in str(error):  # raised here, or by a worker that lives
+        return False
+    return not isinstance(error, RuntimeError) or "DataLoader worker (pid" in str(error)
 
 
 def _ignore_interrupts(worker: int) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +13,11 @@ from unic_core.report import html, markdown, plots
 from unic_core.report.cost import cost_metrics
 from unic_core.report.document import build_document
 from unic_core.report.numbers import metrics_of, winners_of
+from unic_core.report.sheets import rows_as_csv
 from unic_core.report.summary import summarize
 from unic_core.report.tasks import divide, task_gaps, task_metrics, task_sections
 
-__all__ = ["Report", "build_report", "rows_as_csv"]
-
-_COLUMNS = [name for name in ResultRow.model_fields if name not in {"versions", "hits"}]
+__all__ = ["Report", "build_report"]
 
 
 @dataclass(frozen=True)
@@ -85,14 +81,3 @@ def build_report(
         metrics=metrics_of(summary) | cost_metrics(history, cost, summary.tables, config) | task_metrics(tasks, config),
         tags=winners_of(summary),
     )
-
-
-def rows_as_csv(rows: Sequence[ResultRow]) -> str:
-    """Every row as a line; hits and versions are in the JSON."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        values = row.model_dump(include=set(_COLUMNS))
-        writer.writerow(values | {key: json.dumps(values[key]) for key in ("hyper", "details")})
-    return out.getvalue()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,7 +102,7 @@ def winner_text(table: Table, dataset: Dataset) -> str:
     found = duels.winner(table, dataset) if measured > 1 else None
     if found is None:
         return "different images" if duels.different_images(table, dataset) else ""
-    return found.best.name + (f" (even: {', '.join(m.name for m in found.even)})" if found.even else "")
+    return str(found)
 
 
 def comparison_page(comparison: Comparison, links: Mapping[str, str] | None = None) -> str:
@@ -130,19 +128,6 @@ def comparison_page(comparison: Comparison, links: Mapping[str, str] | None = No
     names = ", ".join(run.name for run in comparison.runs)
     document = Document(f"Comparison of {names}", _headline(comparison), _sentences(comparison), sections, links or {})
     return html.render(document, plots.draw_table(comparison.tables[0]))
-
-
-def comparison_csv(runs: Mapping[str, Sequence[ResultRow]]) -> str:
-    """All rows of all runs, the run in the first column."""
-    columns = [name for name in ResultRow.model_fields if name not in {"versions", "hits"}]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, ["run", *columns], lineterminator="\n")
-    writer.writeheader()
-    for run, rows in runs.items():
-        for row in rows:
-            values = row.model_dump(include=set(columns))
-            writer.writerow({"run": run} | values | {key: json.dumps(values[key]) for key in ("hyper", "details")})
-    return out.getvalue()
 
 
 def comparison_json(runs: Mapping[str, Sequence[ResultRow]], comparison: Comparison) -> str:

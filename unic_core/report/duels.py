@@ -17,6 +17,10 @@ class Winner(NamedTuple):
     top1: float
     even: tuple[Model, ...]
 
+    def __str__(self) -> str:
+        """`b`, or `b (even: a, c)`."""
+        return self.best.name + (f" (even: {', '.join(model.name for model in self.even)})" if self.even else "")
+
 
 class Pair(NamedTuple):
     """A column of differences: `one` minus `other`."""
@@ -102,6 +106,8 @@ def how_compared(table: Table, pairs: Sequence[Pair]) -> str:
     """A sentence on where the intervals come from."""
     every = [(pair.one, pair.other, dataset) for pair in pairs for dataset in table.datasets]
     found = [d for one, other, dataset in every if (d := duel(table, one, other, dataset)) is not None]
+    if not found:
+        return "No two results are about the same test images."
     paired = sum(d.paired for d in found)
     if paired == len(found):
         return "Intervals are paired: both models saw the same test images, which are resampled together."

@@ -28,8 +28,7 @@ def winners_of(summary: Summary) -> dict[str, str]:
     for dataset in summary.datasets:
         found = duels.winner(summary.tables[0], dataset)
         if found is not None:
-            even = f" (even: {', '.join(model.name for model in found.even)})" if found.even else ""
-            tags[f"winner.{dataset.name}"] = found.best.name + even
+            tags[f"winner.{dataset.name}"] = str(found)
     return tags
 
 

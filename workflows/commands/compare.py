@@ -45,7 +45,8 @@ def compare(runs: tuple[str, ...], html_file: Path | None, csv_file: Path | None
     by image, where the rows allow it. The winner has the highest top-1; `even` are those whose difference from it may
     be chance. Segmentation, depth and zero-shot classification have a table of their own.
     """
-    from unic_core.report.compare import compare_runs, comparison_csv, comparison_json, comparison_page
+    from unic_core.report.compare import compare_runs, comparison_json, comparison_page
+    from unic_core.report.sheets import runs_as_csv
 
     if len(set(runs)) < len(runs):
         raise UnicError(_TWICE)
@@ -56,7 +57,7 @@ def compare(runs: tuple[str, ...], html_file: Path | None, csv_file: Path | None
     if html_file:
         _write(html_file, comparison_page(comparison, {run.name: run.address for run in found}))
     if csv_file:
-        _write(csv_file, comparison_csv(rows))
+        _write(csv_file, runs_as_csv(rows))
     if json_file:
         _write(json_file, comparison_json(rows, comparison))
 

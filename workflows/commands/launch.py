@@ -60,7 +60,9 @@ def launch(config: RunConfig, root: str, detach: bool, **options: Any) -> int:
     except ValidationError as error:
         first = error.errors()[0]
         option = str(first["loc"][0]).replace("_", "-")
-        raise UnicError(f"--{option} {first['input']!r} can't be used: {first['msg']}") from None
+        is_quantity = first["type"] == "string_pattern_mismatch"
+        reason = "give a quantity as Kubernetes writes it, as in 500m or 16Gi" if is_quantity else first["msg"]
+        raise UnicError(f"--{option} {first['input']!r} can't be used; {reason}") from None
     if settings.backend != "local" and "://" not in root:
         raise UnicError(f"pods can't reach {root}; set --root to a place on S3, as in --root s3://bucket/unic")
     launcher = open_launcher(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,7 @@ def pipeline_compile(output: Path, image: str | None, namespace: str | None) -> 
 
     With --resources it becomes a Pipeline and a PipelineVersion for a Kubeflow that keeps its pipelines in Kubernetes.
     """
-    from workflows.request import IMAGE
+    from workflows.launch.config import IMAGE
 
     with _kfp():
         from workflows.pipeline.compile import compile_pipeline
@@ -148,9 +149,8 @@ def _request(
     """The checked request; a local file becomes its text."""
     from workflows.request import choose_datasets, read_request
 
-    path = Path(config)
     given = {
-        "recipe": path.read_text() if path.is_file() else config,
+        "recipe": _recipe(config),
         "recipe_overrides": overrides,
         "evaluate_datasets": probes,
         "storage_root": options["root"],
@@ -170,3 +170,16 @@ def _request(
     else:
         choose_datasets(resolved, probes)
     return request
+
+
+def _recipe(config: str) -> str:
+    """What the pipeline is given for CONFIG: the text of a local file, else CONFIG itself."""
+    from unic_core.recipes import RECIPES
+    from workflows.request import is_yaml
+
+    if config in RECIPES or is_yaml(config) or not os.path.isfile(config):  # which refuses no name, as Path does
+        return config
+    try:
+        return Path(config).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnicError(f"cannot read {config} ({error}); give a YAML file") from None

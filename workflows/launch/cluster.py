@@ -12,8 +12,9 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from unic_core.errors import UnicError
+from unic_core.errors import OutageError, UnicError
 
+TOO_MANY, SERVER_ERROR = 429, 500
 CONNECT_S, READ_S = 5, 20
 TIMEOUT = (CONNECT_S, READ_S)
 
@@ -38,14 +39,19 @@ def connect() -> Any:
 
 @contextmanager
 def sentences(action: str) -> Iterator[None]:
-    """Turn what goes wrong while doing `action`, as in "create the job smoke", into a UnicError."""
+    """Turn what goes wrong while doing `action`, as in "create the job smoke", into a UnicError.
+
+    It is an OutageError where the API server is away or has trouble of its own, as while its store elects a leader.
+    """
     try:
         yield
     except ApiException as error:
-        raise UnicError(f"cannot {action}: {explain(error)}") from error
+        status = error.status or 0
+        kind = OutageError if status == TOO_MANY or status >= SERVER_ERROR else UnicError
+        raise kind(f"cannot {action}: {explain(error)}") from error
     except (HTTPError, OSError) as error:
         reason = str(error).partition("(Caused by")[2].strip(" )") or str(error)
-        raise UnicError(
+        raise OutageError(
             f"cannot {action}: the cluster's API server does not answer ({reason}); check KUBECONFIG and the network"
         ) from error
 

@@ -15,7 +15,7 @@ from unic_core.errors import UnicError
 
 Backend = Literal["pytorchjob", "rayjob", "local"]
 Phase = Literal["pending", "running", "succeeded", "failed", "absent"]
-Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|[kMGTP]i?)?$")]
+Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|k|Ki|[MGTPE]i?)?$")]
 
 IMAGE = f"unic:{__version__}"
 NAMESPACE = "unic"

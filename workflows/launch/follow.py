@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from unic_core.errors import UnicError
+from unic_core.errors import OutageError
 from workflows.launch.config import Status
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def wait(jobs: ClusterJobs, name: str, say: Say, note: Say) -> Status:
             if status.finished:
                 return status
             since = time.monotonic()
-        except UnicError as error:
-            if not isinstance(error.__cause__, HTTPError | OSError) or time.monotonic() - since > PATIENCE_S:
+        except OutageError as error:
+            if time.monotonic() - since > PATIENCE_S:
                 raise
             note(f"{name}: {error}")
         time.sleep(PAUSE_S)

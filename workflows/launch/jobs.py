@@ -188,13 +188,14 @@ class ClusterJobs:
         """The job as created; None when there is one of that name."""
         try:
             with sentences(f"create the job {job['metadata']['name']}"):
-                return dict(self._objects.create_namespaced_custom_object(**self.place, body=job))
+                made = self._objects.create_namespaced_custom_object(**self.place, body=job, _request_timeout=TIMEOUT)
         except UnicError as error:
             if _code(error) == 409:
                 return None
             if _code(error) == 404:
                 raise self._missing() from error
             raise
+        return dict(made)
 
     def _missing(self) -> UnicError:
         """Why the API server answered 404: the kind or the namespace is not there."""
@@ -213,11 +214,12 @@ class ClusterJobs:
     def _get(self, name: str) -> Object | None:
         try:
             with sentences(f"read the job {name}"):
-                return dict(self._objects.get_namespaced_custom_object(**self.place, name=name))
+                found = self._objects.get_namespaced_custom_object(**self.place, name=name, _request_timeout=TIMEOUT)
         except UnicError as error:
             if _code(error) == 404:
                 return None
             raise
+        return dict(found)
 
     def _delete(self, name: str, propagation: str) -> bool:
         try:

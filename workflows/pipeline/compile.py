@@ -9,8 +9,9 @@ from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
 from unic_core import __version__
 from unic_core.errors import UnicError
+from workflows.launch.config import IMAGE
 from workflows.pipeline.definition import unic_pipeline
-from workflows.request import IMAGE
+from workflows.request import read_request
 
 NAME = "unic"
 
@@ -24,12 +25,11 @@ def compile_pipeline(output: Path, image: str = IMAGE, namespace: str | None = N
         namespace: write the custom resources `Pipeline` and `PipelineVersion` of this namespace instead.
 
     Raises:
-        UnicError: the name of the file is wrong or it can't be written.
+        UnicError: the name of the file or of the image is wrong, or the file can't be written.
     """
     if output.suffix not in {".yaml", ".yml"}:
         raise UnicError(f"cannot write the pipeline to {output}: the name must end in .yaml")
-    if not image:
-        raise UnicError("the image is empty; give the name of one, as in registry.example.com/unic:1.0")
+    read_request({"image": image})
     options = None if namespace is None else _resources(namespace)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from kfp import dsl
 
 from unic_core import __version__
+from workflows.launch.config import IMAGE
 from workflows.pipeline.pods import place
-from workflows.request import IMAGE
 
 DAY = 24
 
@@ -170,9 +170,38 @@ def evaluations(
     return dsl.Collected(rows.outputs["Output"])  # type: ignore[no-any-return]
 
 
-def _conclude(config: Any, run: Any, rows: Any, fail_on_missing: Any, image: Any) -> None:
-    """Report and promote."""
-    compared = report(config=config, run=run, rows=rows, code_version=__version__)
+def _train(prepared: Any, storage_root: Any, launcher: Any, image: Any, pod_memory: Any, workers_per_pod: Any) -> Any:
+    """The run's URI."""
+    student = distill(
+        config=prepared.outputs["config"],
+        datasets=prepared.outputs["datasets"],
+        storage_root=storage_root,
+        launcher=launcher,
+        image=image,
+        pod_memory=pod_memory,
+        workers_per_pod=workers_per_pod,
+        code_version=__version__,
+    )
+    place(student, image, "1", "1Gi", hours=14 * DAY + 1)  # an hour more than the job itself has
+    student.set_caching_options(True)
+    return student.outputs["Output"]
+
+
+def _judge(prepared: Any, run: Any, storage_root: Any, image: Any, cpu: Any, memory: Any, fail_on_missing: Any) -> None:
+    """Evaluate, report and promote."""
+    config = prepared.outputs["config"]
+    evaluated = evaluations(
+        config=config,
+        datasets=prepared.outputs["datasets"],
+        run=run,
+        probes=prepared.outputs["probes"],
+        storage_root=storage_root,
+        image=image,
+        cpu=cpu,
+        memory=memory,
+        gpus=prepared.outputs["gpus"],
+    )
+    compared = report(config=config, run=run, rows=evaluated.output, code_version=__version__)
     place(compared, image, "1", "2Gi", hours=1)
     # it is cheap, reads rows that a key of the cache does not know, and gives every run of the pipeline its metrics
     compared.set_caching_options(False)
@@ -242,31 +271,5 @@ def unic_pipeline(
     )
     # not cached: it notices changed images itself, and does nothing where nothing changed
     place(prepared, image, evaluate_cpu, evaluate_memory, hours=DAY).set_caching_options(False)
-
-    config, datasets = prepared.outputs["config"], prepared.outputs["datasets"]
-    student = distill(
-        config=config,
-        datasets=datasets,
-        storage_root=storage_root,
-        launcher=distill_launcher,
-        image=image,
-        pod_memory=distill_pod_memory,
-        workers_per_pod=distill_workers_per_pod,
-        code_version=__version__,
-    )
-    place(student, image, "1", "1Gi", hours=14 * DAY + 1)  # an hour more than the job itself has
-    student.set_caching_options(True)
-
-    run = student.outputs["Output"]
-    evaluated = evaluations(
-        config=config,
-        datasets=datasets,
-        run=run,
-        probes=prepared.outputs["probes"],
-        storage_root=storage_root,
-        image=image,
-        cpu=evaluate_cpu,
-        memory=evaluate_memory,
-        gpus=prepared.outputs["gpus"],
-    )
-    _conclude(config, run, evaluated.output, fail_on_missing, image)
+    run = _train(prepared, storage_root, distill_launcher, image, distill_pod_memory, distill_workers_per_pod)
+    _judge(prepared, run, storage_root, image, evaluate_cpu, evaluate_memory, fail_on_missing)

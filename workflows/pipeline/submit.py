@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any
 from kfp.client import KF_PIPELINES_SA_TOKEN_ENV, KF_PIPELINES_SA_TOKEN_PATH, Client
 from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
 from kfp_server_api.exceptions import ApiException
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, SSLError
 
 from unic_core.errors import OutageError, UnicError
 from workflows.pipeline.compile import compile_pipeline
@@ -28,6 +29,15 @@ from workflows.request import PipelineRequest
 PAUSE_S = 5.0
 PATIENCE_S = 300.0  # how long the server may be away while a run is waited for
 SUCCEEDED, ENDED = "SUCCEEDED", {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
+TOO_MANY, SERVER_ERROR = 429, 500
+
+
+class _Client(Client):  # type: ignore[misc]
+    """kfp's client. Its own question whether the server is there forgets the answer and logs tracebacks."""
+
+    def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
+        del sleep_duration  # asked once; who waits for a run is patient himself
+        return self.healthzs.healthz_service_get_healthz()
 
 
 @dataclass(frozen=True)
@@ -46,25 +56,32 @@ class Kubeflow:
         """The client; asks the server one question.
 
         Raises:
-            UnicError: the server can't be found, does not answer, or refuses.
+            UnicError: the server can't be found, does not answer, refuses, or is no Kubeflow.
         """
         mounted = Path(os.environ.get(KF_PIPELINES_SA_TOKEN_ENV) or KF_PIPELINES_SA_TOKEN_PATH)
         token = self.token_file or (mounted if mounted.is_file() else None)
         for file in filter(None, (self.token_file, self.ca_file)):
             if not file.is_file():
                 raise UnicError(f"there is no file {file}; correct --token-file or --ca-file")
+        if token and not token.read_text().strip():
+            raise UnicError(f"the file {token} is empty; write a token into it, or correct --token-file")
         if not self.host and "KUBERNETES_SERVICE_HOST" not in os.environ:
             raise UnicError("Kubeflow's address is not known; give --host, as in --host https://kubeflow.example.com")
-        with warnings.catch_warnings(), sentences(self.host or "this cluster"):
+        place = self.host or "this cluster"
+        with warnings.catch_warnings(), sentences(place):
             warnings.simplefilter("ignore")  # about the client's age and the host's scheme
             logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # of every attempt
-            client = Client(
+            client = _Client(
                 host=self.host,
                 credentials=ServiceAccountTokenVolumeCredentials(str(token)) if token else None,
                 ssl_ca_cert=str(self.ca_file) if self.ca_file else None,
                 **({"namespace": self.namespace} if self.namespace else {}),
             )
-            client.get_kfp_healthz()
+            answer = client.healthzs.healthz_service_get_healthz(_preload_content=False)
+        try:
+            json.loads(answer.data)
+        except ValueError:
+            raise _other(place) from None
         return client
 
 
@@ -132,8 +149,10 @@ def wait(client: Client, run: Submitted, say: Callable[[str], None]) -> int:
     since = time.monotonic()
     while True:
         try:
-            with sentences("Kubeflow"):
+            with sentences(run.url):
                 found = client.get_run(run.id)
+            if found.run_id != run.id:
+                raise _other(run.url)
             since = time.monotonic()
         except OutageError:
             if time.monotonic() - since > PATIENCE_S:
@@ -155,12 +174,14 @@ def states(run: Any) -> dict[str, str]:
     """The state of every step of a run as Kubeflow describes it, by display name; steps of a loop are numbered."""
     details = getattr(run.run_details, "task_details", None) or []
     found: dict[str, str] = {}
+    seen: Counter[str] = Counter()
     for task in details:
         name = task.display_name or ""
-        if not task.state or not name or name.endswith("-driver") or name in {"root", "executor"}:
+        if not name or name.endswith("-driver") or name in {"root", "executor"}:
             continue
-        number = sum(1 for other in found if other.partition(" ")[0] == name)
-        found[f"{name} {number + 1}" if number else name] = str(task.state)
+        seen[name] += 1
+        if task.state:
+            found[f"{name} {seen[name]}" if seen[name] > 1 else name] = str(task.state)
     return found
 
 
@@ -173,13 +194,24 @@ def sentences(place: str) -> Iterator[None]:
         if error.status in {401, 403}:
             advice = "give --token-file, and --namespace in a shared Kubeflow"
             raise UnicError(f"Kubeflow at {place} refuses access ({error.status}); {advice}") from error
-        if error.status and error.status >= 500 and error.status != 500:
+        if error.status == TOO_MANY or (error.status or 0) > SERVER_ERROR:
             raise OutageError(
                 f"Kubeflow at {place} answers {error.status}; try again, or see whether it runs"
             ) from error
         raise UnicError(f"Kubeflow at {place} refuses the request: {_reason(error)}") from error
     except (HTTPError, OSError) as error:
+        if isinstance(reason := getattr(error, "reason", None), SSLError):
+            raise UnicError(
+                f"there is no secure connection to Kubeflow at {place} ({reason}); give --ca-file, or correct --host"
+            ) from error
         raise OutageError(f"Kubeflow at {place} does not answer; correct --host, or see whether it runs") from error
+
+
+def _other(place: str) -> UnicError:
+    """What is raised where something answers that is no Kubeflow: mostly a page that asks for a login."""
+    return UnicError(
+        f"what answers at {place} is not Kubeflow Pipelines but perhaps a login; give --token-file, or correct --host"
+    )
 
 
 def _reason(error: ApiException) -> str:

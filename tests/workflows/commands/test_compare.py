@@ -73,6 +73,8 @@ def test_rows_that_know_their_hits_are_paired_and_other_images_are_not_compared(
     assert lines["cars"].endswith("60.0 (58.0 to 62.0) different images")
     assert lines["mean of 1"].startswith("mean of 1 logreg 80.0 81.0 +1.0")
     assert "Intervals are paired" in output
+    c = write(tmp_path / "c", row("cars", 0.6, fingerprint="h"))
+    assert "No two results are about the same test images." in compare(a, c)
 
 
 def test_page_and_rows_as_files(tmp_path: Path) -> None:

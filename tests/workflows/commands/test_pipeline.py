@@ -5,7 +5,10 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +19,8 @@ from click.testing import CliRunner
 from unic_core import load_config
 from unic_core.config import dump_config
 from unic_core.errors import OutageError, UnicError
-from workflows.commands.pipeline import _request, pipeline
-from workflows.pipeline.submit import Kubeflow, Submission, states
+from workflows.commands.pipeline import _recipe, _request, pipeline
+from workflows.pipeline.submit import Kubeflow, Submission, Submitted, states, wait
 from workflows.request import PipelineRequest
 
 
@@ -69,6 +72,62 @@ def test_a_kubeflow_that_is_away_is_one_sentence(nobody: str) -> None:
         Kubeflow(host=nobody).connect()
 
 
+@contextmanager
+def web_server(status: int, page: str, health: str = "") -> Iterator[str]:
+    """A server that has one page for everybody, and perhaps another for who asks how it is; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write((health if health and self.path.endswith("healthz") else page).encode())
+
+        def log_message(self, *_: object) -> None:
+            """Keep the terminal quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "page", "said"),
+    [
+        (200, "<html>log in</html>", "is not Kubeflow Pipelines but perhaps a login; give --token-file"),
+        (403, "no", r"refuses access \(403\); give --token-file"),
+        (404, "no", "refuses the request: 404"),
+        (429, "slowly", "answers 429; try again"),
+        (503, "later", "answers 503; try again"),
+    ],
+)
+def test_whatever_else_answers_is_one_sentence(
+    status: int, page: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with web_server(status, page) as host, pytest.raises(UnicError, match=said):
+        Kubeflow(host=host).connect()
+    assert not caplog.records
+
+
+def test_a_login_that_comes_later_ends_the_waiting() -> None:
+    with web_server(200, "<html>log in</html>", health="{}") as host:
+        client = Kubeflow(host=host).connect()
+        with pytest.raises(UnicError, match="perhaps a login"):
+            wait(client, Submitted("1", "smoke", f"{host}/#/runs/details/1"), print)
+
+
+def test_a_host_without_a_certificate_is_one_sentence() -> None:
+    with web_server(200, "{}") as host, pytest.raises(UnicError, match=r"no secure connection .* give --ca-file"):
+        Kubeflow(host=host.replace("http", "https")).connect()
+
+
+def test_an_empty_token_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("\n")
+    with pytest.raises(UnicError, match="token is empty"):
+        Kubeflow(host="http://localhost:1", token_file=tmp_path / "token").connect()
+
+
 @pytest.mark.parametrize("arguments", [("compile", "--output", "x.yaml"), ("submit", "smoke")])
 def test_where_kfp_is_not_whole_a_sentence_says_so(arguments: tuple[str, ...]) -> None:
     """As in the image."""
@@ -98,6 +157,19 @@ def test_a_file_travels_as_text_and_a_long_one_belongs_on_s3(tmp_path: Path) -> 
         _request(str(path), (), (), options)
 
 
+def test_a_file_that_is_no_text_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_bytes(b"\xff\xfe")
+    assert f"cannot read {tmp_path / 'my.yaml'}" in refusal(str(tmp_path / "my.yaml"))
+    assert "no config at" in refusal("a" * 5000)  # no file can have this name
+
+
+def test_a_recipe_goes_before_a_file_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As everywhere else."""
+    monkeypatch.chdir(tmp_path)
+    Path("smoke").write_text("name: other")
+    assert _recipe("smoke") == "smoke"
+
+
 @pytest.mark.parametrize(
     ("recipe", "run_name", "start"),
     [
@@ -121,6 +193,8 @@ def test_steps_of_a_run_are_told_apart() -> None:
     ]
     run = SimpleNamespace(run_details=SimpleNamespace(task_details=tasks))
     assert states(run) == {"prepare": "SUCCEEDED", "evaluate": "SUCCEEDED", "evaluate 2": "FAILED"}
+    tasks[3] = task("evaluate", None)  # it has not begun: the other one keeps its number
+    assert states(run) == {"prepare": "SUCCEEDED", "evaluate 2": "FAILED"}
     assert states(SimpleNamespace(run_details=None)) == {}
 
 
