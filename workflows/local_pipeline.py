@@ -82,7 +82,7 @@ def _child(scratch: Path, pipeline: str, arguments: dict[str, Any]) -> Iterator[
     parallel = parallel_steps()
     threads = str(max(1, processors() // parallel))
     command = [sys.executable, "-m", "workflows.local_pipeline", str(scratch), pipeline, json.dumps(arguments)]
-    child = subprocess.Popen(
+    with subprocess.Popen(
         [*command, str(parallel)],
         env={"OMP_NUM_THREADS": threads, **os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
         stdin=subprocess.PIPE,
@@ -91,14 +91,13 @@ def _child(scratch: Path, pipeline: str, arguments: dict[str, Any]) -> Iterator[
         text=True,
         errors="replace",
         start_new_session=True,
-    )
-    try:
-        yield child
-    finally:
-        end_descendants(of=child.pid, grace_s=GRACE_S)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)  # what was started during the grace
-        child.wait()
+    ) as child:
+        try:
+            yield child
+        finally:
+            end_descendants(of=child.pid, grace_s=GRACE_S)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # what was started during the grace
 
 
 def processors() -> int:

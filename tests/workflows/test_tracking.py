@@ -416,9 +416,11 @@ def test_system_metrics(stack: stacks.Stack, clean_environment: pytest.MonkeyPat
     clean_environment.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
     watched = make_config(config.name, system_metrics=True)
     parent = tracking.parent_run(watched)
+    deadline = time.monotonic() + 30
     with tracking.child_run(watched, parent, "distill") as run:
-        time.sleep(4)
-    assert "system/cpu_utilization_percentage" in client().get_run(run.run_id).data.metrics
+        while "system/cpu_utilization_percentage" not in client().get_run(run.run_id).data.metrics:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 @pytest.mark.slow

@@ -61,8 +61,8 @@ def check_hub(model: str, cache: Path | None = None) -> None:
     request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "unic"})  # noqa: S310 (the hub's address)
     try:
         urllib.request.urlopen(request, timeout=_TIMEOUT_S).close()  # noqa: S310
-    except urllib.error.HTTPError:
-        return  # it answers; what it refuses, its library explains
+    except urllib.error.HTTPError as answer:
+        answer.close()  # the hub is there; what it refuses, its library explains
     except OSError as error:
         reason = getattr(error, "reason", None) or error
         raise UnicError(f"the hub with the weights of {model} cannot be reached ({reason}); {_OTHERWISE}") from None
