@@ -28,6 +28,13 @@ def cluster() -> None:
 
 
 @pytest.fixture(scope="session")
+def kuberay(cluster: None) -> None:
+    """Skips where the cluster has no KubeRay."""
+    if "rayjobs.ray.io" not in kubectl("get", "crd", "-o", "name"):
+        pytest.skip("the cluster has no KubeRay")
+
+
+@pytest.fixture(scope="session")
 def services(cluster: None) -> Iterator[None]:
     """The namespace with S3, MLflow and the mirrored teachers; the environment leads this process to them."""
     kubectl("apply", "-f", str(ROOT / "k8s/namespace/namespace.yaml"))

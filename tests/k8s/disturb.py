@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import time
+from collections.abc import Callable
 
 from tests.k8s.help import NAMESPACE, STORE, get, kubectl, small, until
 from unic_core.config import RunConfig
@@ -49,6 +51,30 @@ class Watch(threading.Thread):
         assert not self.is_alive(), self.lines[-20:]
         assert self.status.phase == "succeeded", (self.status, self.lines[-40:])
 
+    def continued_at(self) -> list[int]:
+        """The steps at which training went on from a checkpoint."""
+        return [int(step.replace(",", "")) for step in self.said(CONTINUING)]
+
+
+def run_disturbed(launcher: Launcher, name: str, fault: Callable[[str], None], interrupts: bool) -> str:
+    """Checksum of the student of a run that a fault hits after two checkpoints, none of whose steps are repeated.
+
+    Args:
+        fault: called with the run's name. interrupts: training must have stopped for it and gone on.
+    """
+    assert launcher.submit(longer(name), STORE)
+    watch = Watch(launcher, name)
+    watch.start()
+    until(lambda: newest_checkpoint(name) >= 2 * EVERY, "two checkpoints", 600)
+    known, begin = newest_checkpoint(name), time.monotonic()
+    fault(name)
+    if interrupts:
+        until(watch.continued_at, "training to go on", 600)
+        print(f"{name}: training again {time.monotonic() - begin:.0f} s after the pod was deleted")
+    watch.finish()
+    assert all(step >= known for step in watch.continued_at()), (watch.continued_at(), known)
+    return weights(name)
+
 
 def delete_pod(name: str, grace_s: int) -> None:
     """Returns when the pod is gone, or was replaced under its name."""
@@ -58,3 +84,13 @@ def delete_pod(name: str, grace_s: int) -> None:
     until(
         lambda: uid not in kubectl("-n", NAMESPACE, "get", "pods", "-o", "jsonpath={.items[*].metadata.uid}"), "it", 120
     )
+
+
+def server_away(deployment: str, seconds: float) -> None:
+    """The pod of a server is lost without grace and comes back after a while, with its data."""
+    selector = {"s3": "seaweedfs", "mlflow": "mlflow"}[deployment]
+    kubectl("-n", NAMESPACE, "scale", f"deployment/{deployment}", "--replicas=0")
+    pods = ("-n", NAMESPACE, "delete", "pod", "-l", f"app.kubernetes.io/name={selector}")
+    kubectl(*pods, "--grace-period=0", "--force")
+    time.sleep(seconds)  # the outage itself
+    kubectl("-n", NAMESPACE, "scale", f"deployment/{deployment}", "--replicas=1")

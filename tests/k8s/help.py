@@ -45,10 +45,10 @@ def until(ready: Callable[[], Any], what: str, patience_s: float = 300) -> Any:
         time.sleep(0.5)
 
 
-def wipe(name: str) -> None:
+def wipe(name: str, namespace: str = NAMESPACE) -> None:
     """Remove a job, and whatever of its run lies on S3."""
     for kind in ("pytorchjob", "rayjob"):
-        kubectl("-n", NAMESPACE, "delete", kind, name, "--ignore-not-found", "--wait=true", check=False)
+        kubectl("-n", namespace, "delete", kind, name, "--ignore-not-found", "--wait=true", check=False)
     store = open_store(f"{STORE}/runs/{name}")
     store.delete(store.list())
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.k8s.help import IMAGE, STORE, kubectl, small, until
+from tests.k8s.help import IMAGE, STORE, kubectl, small, until, wipe
 from tests.k8s.kfp_pods import (
     ACCOUNT,
     NAMESPACE,
@@ -53,6 +54,14 @@ except UnicError as error:
 ENDLESS = "training.steps=1000000"
 
 
+@pytest.fixture(params=["pytorchjob", "rayjob"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """What trains."""
+    if request.param == "rayjob":
+        request.getfixturevalue("kuberay")
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
 def namespace(services: None) -> Iterator[str]:
     remove_namespace()
@@ -61,9 +70,15 @@ def namespace(services: None) -> Iterator[str]:
     remove_namespace()
 
 
-def job(name: str) -> dict[str, Any] | None:
-    found = kubectl("-n", NAMESPACE, "get", "pytorchjob", name, "--ignore-not-found", "-o", "json")
+def job(name: str, kind: str = "pytorchjob") -> dict[str, Any] | None:
+    found = kubectl("-n", NAMESPACE, "get", kind, name, "--ignore-not-found", "-o", "json")
     return dict(json.loads(found)) if found.strip() else None
+
+
+def pods_of(name: str) -> list[str]:
+    """Pods of a run's job, of either kind."""
+    pods = kubectl("-n", NAMESPACE, "get", "pods", "-o", "name").split()
+    return [pod for pod in pods if pod.startswith(f"pod/{name}-")]
 
 
 def has_checkpoint(name: str) -> bool:
@@ -79,18 +94,13 @@ def clean() -> Iterator[Callable[[str], None]]:
     """Removes a run's job and whatever of it lies on S3, before and after the test."""
     names: list[str] = []
 
-    def remove(name: str) -> None:
-        kubectl("-n", NAMESPACE, "delete", "pytorchjob", name, "--ignore-not-found", "--wait=true", check=False)
-        store = open_store(f"{STORE}/runs/{name}")
-        store.delete(store.list())
-
     def register(name: str) -> None:
-        remove(name)
+        wipe(name, NAMESPACE)
         names.append(name)
 
     yield register
     for name in names:
-        remove(name)
+        wipe(name, NAMESPACE)
 
 
 @pytest.mark.parametrize("step", ["prepare", "distill", "evaluate", "report", "promote"])
@@ -142,10 +152,18 @@ def owner(namespace: str) -> Iterator[Callable[[str], dict[str, str]]]:
 class Follower:
     """`follow_job` in a process of its own, as a step's Python is."""
 
-    def __init__(self, directory: Path, account: Path, name: str, owner: dict[str, str], *overrides: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        account: Path,
+        name: str,
+        owner: dict[str, str],
+        *overrides: str,
+        backend: str = "pytorchjob",
+    ) -> None:
         config = directory / f"{name}.yaml"
         config.write_text(dump_config(small(name, "cluster.workers=1", *overrides)))
-        launch = LAUNCH | {"namespace": NAMESPACE, "owner": owner, "stage": "distill"}
+        launch = LAUNCH | {"namespace": NAMESPACE, "owner": owner, "stage": "distill", "backend": backend}
         self.log = directory / f"{owner['name']}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -161,23 +179,27 @@ class Follower:
 
 
 def test_sigterm_deletes_the_job_as_the_first_thing(
-    account: Path, owner: Callable[[str], dict[str, str]], clean: Callable[[str], None], tmp_path: Path
+    backend: str, account: Path, owner: Callable[[str], dict[str, str]], clean: Callable[[str], None], tmp_path: Path
 ) -> None:
-    clean("cancelled")
-    step = owner("step-cancelled")
-    follower = Follower(tmp_path, account, "cancelled", step, ENDLESS)
+    name = f"cancelled-{backend}"
+    clean(name)
+    step = owner(f"step-{name}")
+    follower = Follower(tmp_path, account, name, step, ENDLESS, backend=backend)
     until(lambda: follower.said("of 1,000,000 steps"), "progress of the training in the step's log", 300)
-    found = job("cancelled")
+    found = job(name, backend)
     assert found is not None
     assert found["metadata"]["ownerReferences"][0]["uid"] == step["uid"]
-    assert found["spec"]["runPolicy"]["activeDeadlineSeconds"] > 0
+    policy = found["spec"]["runPolicy"] if backend == "pytorchjob" else found["spec"]
+    assert policy["activeDeadlineSeconds"] > 0
 
     follower.process.send_signal(signal.SIGTERM)
     assert follower.process.wait(5) == 128 + signal.SIGTERM
-    assert job("cancelled") is None  # at once: the pod that owns it is still there
-    until(
-        lambda: "cancelled-worker-0" not in kubectl("-n", NAMESPACE, "get", "pods", "-o", "name"), "the pods' end", 120
-    )
+    left = job(name, backend)  # the pod that owns it is still there
+    if backend == "pytorchjob":
+        assert left is None
+    else:
+        assert left is None or left["metadata"]["deletionTimestamp"]  # KubeRay tidies up before it lets a job go
+    until(lambda: not pods_of(name), "the pods' end", 120)
 
 
 def test_a_step_whose_pod_was_deleted_continues_its_run(
@@ -242,18 +264,19 @@ def prepare(name: str, **changes: Any) -> dict[str, Any]:
     return distill_inputs(prepared, given) | {"probes": prepared["parameterValues"]["probes"]}
 
 
-def test_the_chain_of_steps_as_pods(namespace: str, clean: Callable[[str], None]) -> None:
-    clean("chain")
-    inputs = prepare("chain")
+def test_the_chain_of_steps_as_pods(backend: str, namespace: str, clean: Callable[[str], None]) -> None:
+    name = f"chain-{backend}"
+    clean(name)
+    inputs = prepare(name, distill_launcher=backend)
     (probe,) = inputs.pop("probes")
     step = run_step("distill", "distill", inputs)
     outputs = step.finish(900)
     run = outputs["parameterValues"]["Output"]
-    assert run == f"{STORE}/runs/chain"
+    assert run == f"{STORE}/runs/{name}"
     (model,) = outputs["artifacts"]["student"]["artifacts"]
     assert model["metadata"]["uri"] == f"{run}/student"
     assert model["metadata"]["mlflow_run"]
-    assert "[distill] started PyTorchJob chain" in step.log()
+    assert re.search(rf"\[distill\] started {backend} {name}", step.log(), re.IGNORECASE)
 
     common = {"config": inputs["config"], "code_version": __version__}
     more = {"datasets": inputs["datasets"], "run": run, "dataset": probe, "storage_root": STORE}
@@ -266,7 +289,7 @@ def test_the_chain_of_steps_as_pods(namespace: str, clean: Callable[[str], None]
     assert "unic-student version" in promoted["parameterValues"]["Output"]
 
     step.delete()  # what Kubeflow's "delete run" does
-    until(lambda: job("chain") is None, "the job's end with its owner", 60)
+    until(lambda: job(name, backend) is None, "the job's end with its owner", 60)
 
 
 def test_a_terminated_step_leaves_nothing_behind(namespace: str, clean: Callable[[str], None]) -> None:

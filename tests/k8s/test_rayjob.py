@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
 
-from tests.k8s.disturb import CONTINUING, EVERY, Watch, delete_pod, longer, newest_checkpoint, weights
-from tests.k8s.help import STORE, get, kubectl, settings, small, until
+from tests.k8s.disturb import delete_pod, run_disturbed, server_away
+from tests.k8s.help import STORE, get, settings, small
 from unic_core.storage import open_store
 from workflows.launch import Launcher, open_launcher
 
@@ -16,9 +15,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
-def rays(services: None) -> Launcher:
-    if "rayjobs.ray.io" not in kubectl("get", "crd", "-o", "name"):
-        pytest.skip("the cluster has no KubeRay")
+def rays(services: None, kuberay: None) -> Launcher:
     return open_launcher(settings(backend="rayjob"))
 
 
@@ -41,22 +38,20 @@ def pod_of(job: str, role: str) -> str:
     return str(pod["metadata"]["name"])
 
 
-@pytest.mark.parametrize("role", ["worker", "head"])
-@pytest.mark.parametrize("grace_s", [0, 90], ids=["lost", "drained"])
+FAULTS: dict[str, Callable[[str], None]] = {
+    "ray-worker-lost": lambda job: delete_pod(pod_of(job, "worker"), 0),
+    "ray-worker-drained": lambda job: delete_pod(pod_of(job, "worker"), 90),
+    "ray-head-lost": lambda job: delete_pod(pod_of(job, "head"), 0),
+    "ray-head-drained": lambda job: delete_pod(pod_of(job, "head"), 90),
+    "ray-s3-away": lambda _: server_away("s3", 20),
+    "ray-mlflow-away": lambda _: server_away("mlflow", 60),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_disturbed_rayjob_ends_as_an_undisturbed_run(
-    role: str, grace_s: int, undisturbed: str, rays: Launcher, remove: Callable[[str], None]
+    fault: str, undisturbed: str, rays: Launcher, remove: Callable[[str], None]
 ) -> None:
-    job = f"ray-{role}-{grace_s}"
-    remove(job)
-    assert rays.submit(longer(job), STORE)
-    watch = Watch(rays, job)
-    watch.start()
-    until(lambda: newest_checkpoint(job) >= 2 * EVERY, "two checkpoints", 600)
-    known, begin = newest_checkpoint(job), time.monotonic()
-    delete_pod(pod_of(job, role), grace_s)
-    until(lambda: watch.said(CONTINUING), "training to go on", 600)
-    print(f"{job}: training again {time.monotonic() - begin:.0f} s after the pod was deleted")
-    watch.finish()
-    assert weights(job) == undisturbed
-    resumed = [int(step.replace(",", "")) for step in watch.said(CONTINUING)]
-    assert all(step >= known for step in resumed), (resumed, known)
+    remove(fault)
+    interrupts = not fault.endswith("away")
+    assert run_disturbed(rays, fault, FAULTS[fault], interrupts) == undisturbed

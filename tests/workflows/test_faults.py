@@ -6,6 +6,7 @@ Two checkpoints apart nothing may be repeated: the steps that were done twice ar
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -104,6 +105,7 @@ class Run:
     def __init__(self, config: RunConfig, datasets: dict[str, str], place: str, tracked: str) -> None:
         self.arguments = (config, datasets, place, tracked)
         self.seen: list[int] = []
+        self.moments: list[float] = []
         self.lines: list[str] = []
 
     def go(self, at: int, fault: Callable[[], None], heard: Callable[[str], None] = str) -> Run:
@@ -111,6 +113,7 @@ class Run:
 
         def emit(step: int, _: Record) -> None:
             self.seen.append(step)
+            self.moments.append(time.monotonic())
             if step >= at and waiting:
                 waiting.pop()()
 
@@ -121,6 +124,8 @@ class Run:
         open_store(self.arguments[2]).list()  # as every caller does: from now on the endpoint has answered
         run_distillation(*self.arguments, emit, say)
         assert not waiting, "the run ended before the fault"
+        pauses = [later - before for before, later in itertools.pairwise(self.moments)]
+        print(f"training paused for {max(pauses):.1f} s at most and did {self.repeated} steps again")
         return self
 
     @property
@@ -306,6 +311,7 @@ class Driver:
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
         self.output: list[str] = []
+        self.begin = time.monotonic()
 
     def until(self, pattern: str) -> str:
         """Read on until a line matches."""
@@ -313,6 +319,7 @@ class Driver:
         for line in self.process.stdout:
             self.output.append(line)
             if re.search(pattern, line):
+                print(f"{time.monotonic() - self.begin:.1f} s from the start of the driver to: {line}")
                 return line
         raise AssertionError(f"no {pattern!r} in {''.join(self.output)}")
 

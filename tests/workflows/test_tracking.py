@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from mlflow.artifacts import download_artifacts
 
+from tests.faults import FaultProxy
+from tests.workflows.conftest import S3
 from unic_core.config import RunConfig, parse_config
 from unic_core.errors import UnicError
 from workflows import stack as stacks
 from workflows import tracking
-from workflows.stack import processes
+from workflows.stack import processes, services
 from workflows.tracking import server
 from workflows.tracking.server import client
 
@@ -419,3 +421,25 @@ def test_system_metrics(stack: stacks.Stack, clean_environment: pytest.MonkeyPat
         while "system/cpu_utilization_percentage" not in client().get_run(run.run_id).data.metrics:
             assert time.monotonic() < deadline
             time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_files_come_through_the_server(s3: S3, tmp_path: Path, clean_environment: pytest.MonkeyPatch) -> None:
+    """MLflow offers signed addresses of its S3, which a client elsewhere cannot reach: none is used."""
+    (port,), log = processes.free_ports(1), tmp_path / "mlflow.log"
+    uri = f"http://{processes.HOST}:{port}"
+    with FaultProxy(s3.endpoint) as behind:
+        command = services.mlflow_command(port, tmp_path / "mlflow.db", "s3://unic/artifacts")
+        keys = {"AWS_ACCESS_KEY_ID": s3.keys[0], "AWS_SECRET_ACCESS_KEY": s3.keys[1]}
+        environment = services.server_environment(keys | {"MLFLOW_S3_ENDPOINT_URL": behind.endpoint})
+        running = processes.spawn(command, environment, tmp_path, tmp_path, log)
+        try:
+            processes.wait_until(lambda: processes.answers(f"{uri}/health") == 200, running, "MLflow", log, 90)
+            clean_environment.setenv("MLFLOW_TRACKING_URI", uri)
+            run = client().create_run("0").info.run_id
+            client().log_text(run, "[]", "report/rows.json")
+            assert tracking.read_artifact(run, "report/rows.json") == b"[]"
+        finally:
+            processes.end(processes.members(tmp_path), 10)
+    assert any("rows.json" in path for _, path in behind.requests)
+    assert not [path for _, path in behind.requests if "X-Amz-Signature" in path]

@@ -5,16 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from unic_core.errors import OutageError
 from workflows.launch.config import Status
-
-if TYPE_CHECKING:
-    from workflows.launch.jobs import ClusterJobs
 
 Say = Callable[[str], None]
 
@@ -23,7 +20,17 @@ SILENCE_S = 15.0  # without a line for so long, the job itself is looked at
 PATIENCE_S = 300.0  # how long the API server may be away
 
 
-def wait(jobs: ClusterJobs, name: str, say: Say, note: Say) -> Status:
+class Followed(Protocol):
+    """What following needs of a cluster's jobs; `ClusterJobs` says what each returns."""
+
+    def status(self, name: str) -> Status: ...
+
+    def driver(self, name: str) -> dict[str, Any] | None: ...
+
+    def open_log(self, pod: str, since_s: int | None, silence_s: float, follow: bool) -> Any: ...
+
+
+def wait(jobs: Followed, name: str, say: Say, note: Say) -> Status:
     """Return when the job has ended.
 
     Args:
@@ -54,7 +61,7 @@ def wait(jobs: ClusterJobs, name: str, say: Say, note: Say) -> Status:
 class DriverLog:
     """The lines of the driver, each once, whichever pod it runs in."""
 
-    def __init__(self, jobs: ClusterJobs, name: str) -> None:
+    def __init__(self, jobs: Followed, name: str) -> None:
         self.jobs, self.name = jobs, name
         self._pod = ""
         self._last = ""  # timestamp of the last line of this pod

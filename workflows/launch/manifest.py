@@ -12,6 +12,7 @@ from unic_core.config import RunConfig
 from workflows.launch.config import LaunchConfig, job_name
 from workflows.launch.pods import (
     CONFIG_FILE,
+    DRAIN_S,
     METRICS_PORT,
     RAY_SECRET,
     RAY_TOKEN,
@@ -94,9 +95,11 @@ def rayjob(launch: LaunchConfig, run: RunConfig, root: str) -> Object:
         "metrics-export-port": str(METRICS_PORT),
         "disable-usage-stats": "true",
     }
-    ray = {**common, "ports": _ports(metrics=METRICS_PORT)}
+    goodbye = {"preStop": {"exec": {"command": ["python", "-m", "workflows.launch.leave", str(DRAIN_S)]}}}
+    ray = {**common, "ports": _ports(metrics=METRICS_PORT), "lifecycle": goodbye}
     head = {
         **common,
+        "lifecycle": goodbye,
         "ports": _ports(**{"gcs-server": HEAD_PORT, "dashboard": DASHBOARD_PORT, "metrics": METRICS_PORT}),
     }
     small = {"cpu": "500m", "memory": "1Gi"}

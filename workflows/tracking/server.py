@@ -51,6 +51,9 @@ def _client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # Files go through the server: the address by which it knows its S3 need not lead there from here
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
     for chatty in ("alembic", "mlflow.store", "mlflow.system_metrics", "mlflow.tracking"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     database = _database(uri)
