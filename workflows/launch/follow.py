@@ -38,6 +38,7 @@ def wait(jobs: Followed, name: str, say: Say, note: Say) -> Status:
         note: gets what else is worth a line: why the job waits.
     """
     told: tuple[str, ...] = ()
+    away = ""
     log, since = DriverLog(jobs, name), time.monotonic()
     while True:
         try:
@@ -50,11 +51,13 @@ def wait(jobs: Followed, name: str, say: Say, note: Say) -> Status:
                 say(line)
             if status.finished:
                 return status
-            since = time.monotonic()
+            since, away = time.monotonic(), ""
         except OutageError as error:
             if time.monotonic() - since > PATIENCE_S:
                 raise
-            note(f"{name}: {error}")
+            if str(error) != away:  # once, not every two seconds
+                away = str(error)
+                note(f"{name}: {away}")
         time.sleep(PAUSE_S)
 
 
