@@ -16,7 +16,7 @@ from unic_core.evals.results import ResultRow, Role, dump_rows, load_rows
 from unic_core.provenance import versions
 from unic_core.storage import Store, join, open_store
 from workflows.features import Load, Subject, devices, extract_by_processes, features_of, subjects
-from workflows.subjects import open_split, sentence
+from workflows.subjects import log_failure, open_split, sentence
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def evaluate_group(
     try:
         train = open_split(config, root, datasets, probes[0].trained_on, probes[0].train_split)
     except Exception as error:
-        log.exception("%s cannot be probed", group)
+        log_failure(log, error, "%s cannot be probed", group)
         return [row for name, role, _ in models for probe in probes for row in _failed(name, role, "", probe, error)]
     for name, role, load in models:
         sets: list[ProbeSet] = []
@@ -57,7 +57,7 @@ def evaluate_group(
         try:
             rows += _probe(config, root, load, train, sets, say)
         except Exception as error:  # whatever it is, it belongs into the report, and the next model goes on
-            log.exception("%s cannot be probed on %s", name, group)
+            log_failure(log, error, "%s cannot be probed on %s", name, group)
             rows += [row for item in sets for row in _failed(name, role, "", item.config, error)]
     return rows
 
@@ -102,7 +102,7 @@ def _probe(
                     )
                 )
         except Exception as error:  # the other test sets go on
-            log.exception("%s cannot be probed on %s", subject.name, item.config.label)
+            log_failure(log, error, "%s cannot be probed on %s", subject.name, item.config.label)
             rows += _failed(subject.name, subject.role, subject.sha256, item.config, error)
             continue
         cache.put(keys[item.config.label], dump_rows(new).encode())

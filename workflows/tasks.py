@@ -31,6 +31,7 @@ from workflows.subjects import (
     DenseSubject,
     dense_subjects,
     device,
+    log_failure,
     open_split,
     sentence,
     student_sha256,
@@ -63,7 +64,7 @@ def evaluate_task(
         else:
             candidates = list(_dense(config, task, root, datasets, run))
     except Exception as error:
-        log.exception("%s cannot be evaluated", name)
+        log_failure(log, error, "%s cannot be evaluated", name)
         return [_failed(task, model, role, error) for model, role in expected_models(task, config)]
     rows = []
     for model, role, load in candidates:
@@ -72,7 +73,7 @@ def evaluate_task(
             row = _row(root, task, model, role, candidate)
             say(f"{model} on {task.label}: {task.kind} {format_score(row.metric, row.score)}")
         except Exception as error:  # whatever it is, it belongs into the report, and the next model goes on
-            log.exception("%s has no result of %s", model, name)
+            log_failure(log, error, "%s has no result of %s", model, name)
             row = _failed(task, model, role, error)
         rows.append(row)
     return rows
