@@ -137,15 +137,18 @@ def probe_groups(config: RunConfig) -> list[str]:
     """The fan-out: each data set that classifiers are trained on, with all test sets that use them; then the tasks.
 
     Raises:
-        UnicError: there is nothing to probe, or a probe names a data set or split that is not prepared.
+        UnicError: there is nothing to evaluate, or a probe names a data set or split that is not prepared.
     """
     from unic_core.config.evaluation import check_probes
 
-    if not config.evaluation.probes:
-        raise UnicError(f"config {config.name}: evaluation.probes is empty; name at least one data set to probe")
     check_probes(config.evaluation.probes, config.datasets)
-    groups = dict.fromkeys(probe.fit for probe in config.evaluation.probes)
-    return [*groups, *config.evaluation.tasks]
+    groups = [*dict.fromkeys(probe.fit for probe in config.evaluation.probes), *config.evaluation.tasks]
+    if not groups:
+        raise UnicError(
+            f"config {config.name}: evaluation.probes is empty; name at least one data set there, or in segmentation, "
+            "depth or zeroshot"
+        )
+    return groups
 
 
 def evaluate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -101,6 +102,11 @@ def sentence(error: BaseException) -> str:
     """An error as the report shows it."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return text if isinstance(error, UnicError) else f"{type(error).__name__}: {text}"
+
+
+def log_failure(log: logging.Logger, error: BaseException, message: str, *names: str) -> None:
+    """One line for what the user can mend; the traceback of anything else."""
+    log.error(f"{message}: %s", *names, sentence(error), exc_info=None if isinstance(error, UnicError) else error)
 
 
 def device() -> str:

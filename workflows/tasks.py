@@ -32,6 +32,7 @@ from workflows.subjects import (
     DenseSubject,
     dense_subjects,
     device,
+    log_failure,
     open_split,
     sentence,
     student_sha256,
@@ -70,7 +71,7 @@ def evaluate_task(
     except OutageError:
         raise
     except Exception as error:
-        log.exception("%s cannot be evaluated", name)
+        log_failure(log, error, "%s cannot be evaluated", name)
         return [_failed(task, model, role, error) for model, role in expected_models(task, config)]
     rows = []
     for model, role, load in candidates:
@@ -81,7 +82,7 @@ def evaluate_task(
         except OutageError:  # the caller tries again; what is done is kept
             raise
         except Exception as error:  # whatever it is, it belongs into the report, and the next model goes on
-            log.exception("%s has no result of %s", model, name)
+            log_failure(log, error, "%s has no result of %s", model, name)
             row = _failed(task, model, role, error)
         rows.append(row)
     return rows

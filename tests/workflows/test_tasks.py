@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from pathlib import Path
 
@@ -16,9 +17,13 @@ from unic_core.data.prepare import prepare_dataset
 from unic_core.errors import OutageError, UnicError
 from unic_core.evals.results import ResultRow
 from unic_core.export import save_student
+from unic_core.report import build_report
+from unic_core.report.compare import compare_runs, comparison_page
 from unic_core.storage import open_store
 from unic_core.task import DistillationModel, build_task
 from workflows import steps
+from workflows.request import choose_datasets
+from workflows.subjects import log_failure
 from workflows.tasks import evaluate_task
 
 MODELS = ("student", "random student", "lite0")
@@ -118,3 +123,27 @@ def test_s3_that_is_away_is_no_fault_of_a_model(
         clean_environment.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(OutageError, match="cannot be reached"):
             evaluate_task(config, "s3://bucket/unic", "zeroshot-digits", datasets, run, lambda _: None)
+
+
+def test_a_run_without_probes_is_evaluated_reported_and_compared(
+    config: RunConfig, datasets: dict[str, str], run: str, root: Path
+) -> None:
+    evaluation = config.evaluation.model_copy(update={"probes": (), "segmentation": config.evaluation.segmentation[:1]})
+    alone = config.model_copy(update={"evaluation": evaluation})
+    assert choose_datasets(alone, ()) == ["segmentation-masks", "depth-depths", "zeroshot-digits"]
+    steps.check(alone)
+    rows = evaluate_task(alone, str(root), "segmentation-masks", datasets, run, lambda _: None)
+    report = build_report(rows, alone)
+    assert 0 <= report.metrics["segmentation/masks/miou"] <= 1
+    assert "masks" in report.html
+    assert "masks" in report.markdown
+    assert "winner" not in "".join(report.tags)
+    assert "masks" in comparison_page(compare_runs({"one": rows, "two": rows}))
+
+
+def test_our_own_errors_are_logged_as_a_line_and_others_with_their_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    for error, text in ((UnicError("no such set"), "no such set"), (KeyError("x"), "KeyError: 'x'")):
+        log_failure(logging.getLogger("test"), error, "%s cannot be probed on %s", "student", "cars")
+        record = caplog.records[-1]
+        assert record.getMessage() == f"student cannot be probed on cars: {text}"
+        assert bool(record.exc_info) == (not isinstance(error, UnicError))

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unic_core.evals.softmax import SMALLEST, Design
+from unic_core.evals.softmax import SMALLEST, Design, thinned
 
 BLOCK = 320  # side of the exact block: leading directions (with the intercept) times classes
-IMAGES = 8192  # that estimate the block; more are thinned out
+IMAGES = 2048  # that estimate the block; more are thinned out
 RIDGE = 1e-5  # relative to the diagonal: keeps the block positive definite in float32
 
 
@@ -56,8 +56,9 @@ def _block(design: Design, wrong: Tensor, c: float, lead: int) -> Tensor:
 
     Where rounding leaves it indefinite (all images fitted almost perfectly), its diagonal will do.
     """
-    step = -(-len(design.y) // IMAGES)
-    z, y, wrong = design.z[-lead:, ::step], design.y[None, ::step], wrong[:, ::step]
+    n = len(design.y)
+    chosen = thinned(n, IMAGES).to(design.y.device)
+    z, y, wrong = design.z[-lead:, chosen], design.y[None, chosen], wrong[:, chosen]
     error = wrong.sum(0, keepdim=True)
     p = wrong.scatter(0, y, 1 - error)
     spread = (wrong * (1 - wrong)).scatter(0, y, error * (1 - error))  # p - p^2 would cancel where p is almost 1
@@ -65,7 +66,7 @@ def _block(design: Design, wrong: Tensor, c: float, lead: int) -> Tensor:
     hessian = -(joint @ joint.T).view(design.classes, lead, design.classes, lead)
     own = torch.arange(design.classes, device=z.device)
     hessian[own, :, own] = (spread[:, None] * z) @ z.T
-    hessian = hessian.reshape(len(joint), len(joint)).mul_(c * step)
+    hessian = hessian.reshape(len(joint), len(joint)).mul_(c * n / len(chosen))
     hessian.diagonal().add_(design.penalty[-lead:].repeat(design.classes))
     scale = hessian.diagonal().clamp_min(SMALLEST).rsqrt()
     hessian = scale[:, None] * hessian * scale

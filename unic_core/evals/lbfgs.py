@@ -10,11 +10,36 @@ from torch import Tensor
 from unic_core.evals.curvature import Curvature
 from unic_core.evals.softmax import Design, cross_entropy, dot, per_c
 
-STRICT, LOOSE, PER_IMAGE = 1e-6, 3e-4, 6e-8  # see `_tolerance`
+TOLERANCE = (
+    5e-6  # half the Newton decrement that counts as converged, of the objective over C and the number of images:
+)
+# scikit-learn bounds the gradient of this same quantity, the mean cross-entropy with its penalty
 MEMORY = 20  # pairs of steps and gradient differences that L-BFGS remembers
 RESCALE = 20  # iterations between two computations of the curvature
 REFRESH = 50  # iterations after which margins are computed afresh, against drift
 LINE_SEARCH = 25  # evaluations per line search; they are elementwise
+
+
+class Pair(NamedTuple):
+    """What one step taught about the Hessian."""
+
+    step: Tensor  # [P, K, R + 1]
+    change: Tensor  # of the gradient, [P, K, R + 1]
+    rho: Tensor  # 1 / <step, change>, or 0 where that isn't positive; [P]
+
+    @classmethod
+    def of(cls, step: Tensor, change: Tensor) -> Pair:
+        inner = dot(step, change)
+        return cls(step, change, torch.where(inner > 0, 1 / inner, 0.0))
+
+    def at(self, design: Design, ratio: Tensor) -> Pair:
+        """The same step at C `ratio` [P] times as large: the gradient of the loss is in proportion to C."""
+        penalty = design.penalty * self.step
+        return Pair.of(self.step, torch.addcmul(penalty, per_c(ratio, penalty), self.change - penalty))
+
+    def take(self, chosen: Tensor) -> Pair:
+        """Only some C, [P] bool."""
+        return Pair(*(t[chosen] for t in self))
 
 
 class Solution(NamedTuple):
@@ -22,26 +47,11 @@ class Solution(NamedTuple):
     objective: Tensor  # [P] float64
     iterations: Tensor  # [P] int64
     converged: Tensor  # [P] bool
+    pairs: tuple[Pair, ...] = ()  # of the C that left last
 
 
-class _Pair(NamedTuple):
-    step: Tensor  # [P, K, R + 1]
-    change: Tensor  # of the gradient, [P, K, R + 1]
-    rho: Tensor  # 1 / <step, change>, or 0 where that isn't positive; [P]
-
-
-def _tolerance(design: Design, c: Tensor) -> Tensor:
-    """Half the Newton decrement, as a share of the objective, that counts as converged: [P].
-
-    Predictions at small C depend on an accurate optimum. At large C the weights grow without bound while the
-    predictions no longer change. The bound rises like the distance that scikit-learn's criterion, a small gradient of
-    the mean loss, leaves to the optimum: with C times the number of images.
-    """
-    return (PER_IMAGE * len(design.y) * c).clamp(STRICT, LOOSE)
-
-
-def minimize(design: Design, c: Tensor, theta: Tensor, max_iterations: int) -> Solution:
-    """L-BFGS for every C at once (Nocedal & Wright, algorithm 7.5), in the dtype of `theta`.
+def minimize(design: Design, c: Tensor, theta: Tensor, max_iterations: int, pairs: tuple[Pair, ...] = ()) -> Solution:
+    """L-BFGS for every C at once (Nocedal & Wright, algorithm 7.5), in the dtype of `theta`; `pairs` to begin with.
 
     A C leaves when it has converged, or when its line search finds no lower point at this precision.
     """
@@ -57,7 +67,6 @@ def minimize(design: Design, c: Tensor, theta: Tensor, max_iterations: int) -> S
     loss, wrong = cross_entropy(margins)
     objective = c * loss + dot(theta * design.penalty, theta) / 2
     gradient = design.gradient(theta, wrong, c)
-    pairs: list[_Pair] = []
     quiet = torch.zeros_like(live)  # how often in a row the decrement was small
     stuck = torch.zeros_like(live, dtype=torch.bool)
     for iteration in range(max_iterations + 1):
@@ -65,7 +74,7 @@ def minimize(design: Design, c: Tensor, theta: Tensor, max_iterations: int) -> S
             curvature = Curvature.at(design, wrong, c)
         direction = -_apply_inverse(gradient, curvature, pairs)
         slope = dot(gradient, direction)
-        quiet = torch.where(-slope / 2 <= _tolerance(design, c) * objective, quiet + 1, 0)
+        quiet = torch.where(-slope / 2 <= TOLERANCE * c * len(design.y), quiet + 1, 0)
         done = (quiet >= 2) | stuck | (slope >= 0)
         if iteration == max_iterations:
             done = torch.ones_like(done)
@@ -80,7 +89,7 @@ def minimize(design: Design, c: Tensor, theta: Tensor, max_iterations: int) -> S
             live, c, objective, slope, quiet = live[stay], c[stay], objective[stay], slope[stay], quiet[stay]
             theta, margins, gradient = theta[stay], margins[stay], gradient[stay]
             direction, curvature = direction[stay], curvature.take(stay)
-            pairs = [_Pair(p.step[stay], p.change[stay], p.rho[stay]) for p in pairs]
+            pairs = tuple(pair.take(stay) for pair in pairs)
         line = _Line.along(design, theta, direction, margins, c)
         size, objective, stuck = _line_search(line, objective, slope)
         step = per_c(size, theta) * direction
@@ -88,13 +97,11 @@ def minimize(design: Design, c: Tensor, theta: Tensor, max_iterations: int) -> S
         margins = design.margins(theta, own=-torch.inf) if (iteration + 1) % REFRESH == 0 else line.at(size)
         wrong = cross_entropy(margins)[1]
         before, gradient = gradient, design.gradient(theta, wrong, c)
-        inner = dot(step, gradient - before)
-        rho = torch.where(inner > 0, 1 / inner, 0.0)
-        pairs = [*pairs[1 - MEMORY :], _Pair(step, gradient - before, rho)]
-    return out
+        pairs = (*pairs[1 - MEMORY :], Pair.of(step, gradient - before))
+    return out._replace(pairs=pairs)
 
 
-def _apply_inverse(gradient: Tensor, curvature: Curvature, pairs: list[_Pair]) -> Tensor:
+def _apply_inverse(gradient: Tensor, curvature: Curvature, pairs: tuple[Pair, ...]) -> Tensor:
     """The two-loop recursion: an approximate inverse Hessian times the gradient, [P, K, R + 1]."""
 
     def scaled(factor: Tensor, tensor: Tensor) -> Tensor:

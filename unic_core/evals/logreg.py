@@ -4,8 +4,9 @@ The objective is scikit-learn's, C * sum of cross-entropies + ||W||^2 / 2 with a
 a grid (always the softmax form; with two classes scikit-learn switches to the binary form, whose C counts half).
 What makes it fast:
 
-- The values of C form a path: each starts where a line through the last two solutions (in log C) leads. With few
-  classes neighbors on the path share each matrix product, and a C that has converged leaves the batch.
+- The values of C form a path: each starts where a line through the last two solutions (in log C) leads, and with
+  what L-BFGS has learned of the Hessian at the last one. With few classes neighbors on the path share each matrix
+  product instead, and a C that has converged leaves the batch.
 - Features are rotated into the eigenbasis of their centered Gram matrix. There the Hessian is close to its diagonal
   but for the leading directions, where all classes are coupled: this approximation is computed now and then and is
   the starting matrix of L-BFGS. The penalty doesn't notice a rotation, so the optimum is the same. With fewer
@@ -27,10 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unic_core.errors import UnicError
-from unic_core.evals.lbfgs import Solution, minimize
-from unic_core.evals.softmax import Design, cross_entropy, dot, per_c
+from unic_core.evals.lbfgs import Pair, Solution, minimize
+from unic_core.evals.softmax import Design, cross_entropy, dot, per_c, thinned
 
 LOGITS = 2**26  # numbers per buffer of margins
+SAMPLE = 2  # images per feature that the eigenbasis is taken from: it need not be exact, only orthonormal
+NEAR = 1.01  # powers of ten between two C up to which the second begins with the pairs of the first
 GROUP = 10  # columns of weights that make a matrix product efficient: C are fitted side by side up to this number
 
 
@@ -89,6 +92,7 @@ class PathSolver:
         self._design = Design(basis.z, basis.z.square(), y, basis.penalty, classes)
         self._together = max(1, min(GROUP // classes, LOGITS // (len(y) * classes)))
         self._path, self._max_iterations = _Path(), max_iterations
+        self._last: tuple[Tensor, tuple[Pair, ...]] | None = None
 
     def fit(self, c_values: Sequence[float], start: tuple[Tensor, Tensor] | None = None) -> LogisticRegression:
         """One model per C, in the order of `c_values`, all positive; `start` and errors as in `fit_logreg`."""
@@ -110,8 +114,10 @@ class PathSolver:
 
     def _solve(self, c: Tensor, given: Tensor | None) -> Solution:
         start = _start(self._design, c, given, self._path)
-        found = _solve(self._design, c, start, self._max_iterations)
+        pairs = () if self._last is None else _pairs(self._design, c, *self._last)
+        found = _solve(self._design, c, start, self._max_iterations, pairs)
         self._path.add(c, found.theta)
+        self._last = c, found.pairs
         return found
 
 
@@ -187,7 +193,8 @@ def _eigenbasis(x: Tensor) -> Eigenbasis:
     mean = mean.float().double()  # exactly what was subtracted
     n, d = x.shape
     if d <= n:
-        _, vectors = torch.linalg.eigh(x.T @ x)
+        some = x[thinned(n, SAMPLE * d).to(x.device)]
+        _, vectors = torch.linalg.eigh(some.T @ some)
         z = vectors.T @ x.T
         vectors = vectors.double()
     else:
@@ -209,9 +216,16 @@ def _eigenbasis(x: Tensor) -> Eigenbasis:
 # ---------------------------------------------------------------- along the path of C
 
 
-def _solve(design: Design, c: Tensor, theta: Tensor, max_iterations: int) -> Solution:
+def _pairs(design: Design, c: Tensor, before: Tensor, pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
+    """What the last steps at `before` [1] say about the Hessian at c [1]; nothing for C side by side or far apart."""
+    if len(c) > 1 or len(before) > 1 or float((c / before).log10().abs()) > NEAR:
+        return ()
+    return tuple(pair.at(design, c / before) for pair in pairs)
+
+
+def _solve(design: Design, c: Tensor, theta: Tensor, max_iterations: int, pairs: tuple[Pair, ...] = ()) -> Solution:
     """float32 for all C; those it can't bring to the tolerance go on in float64."""
-    first = minimize(design, c, theta, max_iterations)
+    first = minimize(design, c, theta, max_iterations, pairs)
     left = (~first.converged & (first.iterations < max_iterations)).nonzero()[:, 0]
     if len(left) == 0:
         return first

@@ -72,3 +72,13 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product per C: [P, ...] and [P, ...] to [P] float64."""
     products: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
     return products.double()
+
+
+def thinned(n: int, most: int) -> Tensor:
+    """Which of n images stand for all: all, or `most` of them, rising [.] int64; always the same ones.
+
+    They are drawn, because images are often ordered by their class, or their classes take turns.
+    """
+    if n <= most:
+        return torch.arange(n)
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:most].sort().values

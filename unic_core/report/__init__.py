@@ -8,6 +8,7 @@ from typing import Any
 
 from unic_core.config import RunConfig
 from unic_core.cost import CostRow
+from unic_core.errors import UnicError
 from unic_core.evals.results import ResultRow
 from unic_core.report import html, markdown, plots
 from unic_core.report.cost import cost_metrics
@@ -67,6 +68,8 @@ def build_report(
     Raises:
         UnicError: there are no rows, or two for the same model, data set and protocol.
     """
+    if not rows:
+        raise UnicError("there are no results to report; evaluate first")
     probes, tasks = divide(rows)
     summary = summarize(probes, config)
     pngs = plots.draw(summary, history)

@@ -66,16 +66,16 @@ def compare_runs(
     if len(runs) < 2:
         raise UnicError("a comparison needs at least two runs; name them by their URIs or their ids in MLflow")
     students = {run: [row for row in divide(rows).probes if row.role == "student"] for run, rows in runs.items()}
-    for run, found in students.items():
-        if not found:
+    for run, rows in runs.items():
+        if not any(row.role == "student" for row in rows):
             raise UnicError(f"run {run} has no results of a student; run `unic evaluate` for it first")
     models = tuple(Model(run, "student") for run in runs)
     everything = [row.model_copy(update={"model": run}) for run, found in students.items() for row in found]
     groups = {row.dataset: row.group for row in reversed(everything)}
     datasets = [Dataset(name, groups[name]) for name in dict.fromkeys(row.dataset for row in everything)]
     ordered = tuple(sorted(datasets, key=lambda dataset: dataset.group == "shift"))
-    tables = (table_of(everything, protocol, models, ordered) for protocol in PROTOCOLS)
-    measured = tuple(table for table in tables if table.rows)
+    tables = tuple(table_of(everything, protocol, models, ordered) for protocol in PROTOCOLS)
+    measured = tuple(table for table in tables if table.rows) or tables[:1]
     return Comparison(measured, compare_tasks(runs), _differing(list(runs), configs or {}))
 
 
@@ -109,6 +109,8 @@ def comparison_page(comparison: Comparison, links: Mapping[str, str] | None = No
     """The comparison as one self-contained HTML page; `links` are texts and addresses shown at the top."""
     sections = []
     for table in comparison.tables:
+        if not table.datasets:
+            continue
         title = TITLES[table.protocol]
         sections.append(Section(title, _scores(table), "Top-1 in percent with its 95 % interval.", "results"))
         grid = duels.duel_grid(table, comparison.pairs, common_sets(table))
@@ -171,6 +173,8 @@ def _scores(table: Table) -> Grid:
 
 def _headline(comparison: Comparison) -> str:
     table = comparison.tables[0]
+    if not table.datasets:
+        return "None of these runs was probed: the results are those of the other tasks."
     means = {m: mean for m in table.models if (mean := common_mean(table, m)) is not None}
     if not means:
         return "No transfer set was measured, on the same images, for all of these runs."
@@ -184,7 +188,7 @@ def _headline(comparison: Comparison) -> str:
 
 def _sentences(comparison: Comparison) -> list[str]:
     table, sentences = comparison.tables[0], []
-    for pair in comparison.pairs:
+    for pair in comparison.pairs if table.datasets else ():
         verdicts = [d.verdict for s in table.datasets if (d := duels.duel(table, pair.one, pair.other, s)) is not None]
         won = duels.tally(verdicts)
         mean = difference_cell(duels.mean_duel(table, pair.one, pair.other, common_sets(table)))

@@ -45,10 +45,9 @@ def build_document(
 ) -> Document:
     """Words and cells of a comparison; `tasks` are sections about other things than top-1, `gaps` what they lack."""
     table, student = summary.tables[0], summary.student
+    probed = [Section(TITLES[t.protocol], _grid(t, student), _caption(t), "results") for t in summary.tables]
     sections = [
-        Section(TITLES[table.protocol], _grid(table, student), _caption(table), "results"),
-        *_duels(table, student),
-        *(Section(TITLES[t.protocol], _grid(t, student), _caption(t), "results") for t in summary.tables[1:]),
+        *([probed[0], *_duels(table, student), *probed[1:]] if table.datasets else []),
         *tasks,
         Section("Teachers", _teachers(config)),
         *cost_sections(cost, summary.tables),
@@ -87,6 +86,8 @@ def _duels(table: Table, student: Model) -> list[Section]:
 
 
 def _headline(table: Table, student: Model) -> str:
+    if not table.datasets:
+        return "No data set was probed: the results are those of the other tasks."
     differences = [table.relative(student, dataset) for dataset in table.datasets]
     known = [d for d in differences if d is not None]
     if not known:

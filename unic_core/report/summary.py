@@ -127,13 +127,11 @@ class Summary:
 
 
 def summarize(rows: Sequence[ResultRow], config: RunConfig) -> Summary:
-    """Arrange rows by what the config asks for; anything else that was measured comes after it.
+    """Arrange rows of the probes by what the config asks for; anything else that was measured comes after it.
 
     Raises:
-        UnicError: there are no rows, or two for the same model, data set and protocol.
+        UnicError: two rows for the same model, data set and protocol.
     """
-    if not rows:
-        raise UnicError("there are no results to report; evaluate first")
     models, datasets = _models(rows, config), _datasets(rows, config)
     tables = tuple(table_of(rows, protocol, models, datasets) for protocol in PROTOCOLS)
     gaps = []

@@ -137,8 +137,9 @@ def _show(comparison: Comparison) -> None:
             lines.append((f"mean of {len(common)}", table.protocol, *means, *differences, ""))
     names = [run.name for run in comparison.runs]
     against = [f"{name} - {names[0]}" for name in names[1:]]
-    console.table(("data set", "protocol", *names, *against, "winner"), lines)
-    console.say(how_compared(comparison.tables[0], comparison.pairs))
+    if lines:
+        console.table(("data set", "protocol", *names, *against, "winner"), lines)
+        console.say(how_compared(comparison.tables[0], comparison.pairs))
     if comparison.tasks:
         console.table(("task", "data set", "metric", *names, "best"), comparison.tasks)
 

@@ -18,7 +18,7 @@ from unic_core.evals import logreg, softmax
 from unic_core.evals.logreg import Eigenbasis, PathSolver, fit_logreg
 
 GRID = (1e-4, 1e-2, 1.0, 1e2, 1e5)
-CLOSE = 1e-3  # relative: two solutions at the same C, each within the tolerance of large C
+CLOSE, MEAN = 1e-3, 5e-5  # two solutions at the same C: relative, or where C is large, of the mean cross-entropy
 
 
 def digits(n: int) -> tuple[Tensor, Tensor, int]:
@@ -110,10 +110,10 @@ def test_result_does_not_depend_on_the_order_of_c_and_is_deterministic() -> None
 def test_a_c_that_has_converged_leaves_and_the_others_go_on() -> None:
     x, y, classes = DATA["digits"]
     together = fit_logreg(x, y, GRID, classes)
-    assert together.iterations[0] < together.iterations[-1] / 4
+    assert together.iterations[0] < together.iterations.max() / 4
     for p, c in enumerate(GRID):
         alone = fit_logreg(x, y, (c,), classes)
-        assert alone.objective.item() == pytest.approx(together.objective[p].item(), rel=CLOSE)
+        assert alone.objective.item() == pytest.approx(together.objective[p].item(), rel=CLOSE, abs=MEAN * c * len(x))
 
 
 def test_the_basis_of_all_images_serves_a_part_of_them() -> None:
@@ -133,7 +133,9 @@ def test_groups_of_c_reach_the_same_objectives(monkeypatch: pytest.MonkeyPatch) 
     together = fit_logreg(x, y, GRID, classes)
     monkeypatch.setattr(logreg, "GROUP", 3 * classes)
     groups = fit_logreg(x, y, GRID, classes)
-    assert torch.allclose(groups.objective, together.objective, rtol=CLOSE)
+    for p, c in enumerate(GRID):
+        expected = together.objective[p].item()
+        assert groups.objective[p].item() == pytest.approx(expected, rel=CLOSE, abs=MEAN * c * len(x))
 
 
 def test_start_near_the_solution_saves_iterations_and_a_bad_start_does_no_harm() -> None:
