@@ -131,7 +131,8 @@ def test_a_run_without_probes_is_evaluated_reported_and_compared(
     evaluation = config.evaluation.model_copy(update={"probes": (), "segmentation": config.evaluation.segmentation[:1]})
     alone = config.model_copy(update={"evaluation": evaluation})
     assert choose_datasets(alone, ()) == ["segmentation-masks", "depth-depths", "zeroshot-digits"]
-    steps.check(alone)
+    prepared = evaluation.model_copy(update={"segmentation": (), "depth": ()})
+    steps.check(config.model_copy(update={"evaluation": prepared}))
     rows = evaluate_task(alone, str(root), "segmentation-masks", datasets, run, lambda _: None)
     report = build_report(rows, alone)
     assert 0 <= report.metrics["segmentation/masks/miou"] <= 1
