@@ -44,7 +44,7 @@ class PipelineRequest(BaseModel):
     """Whether the run fails at its end when results are missing."""
     image: str = Field(IMAGE, min_length=1, pattern=r"^\S+$")
     """Container image of every step and of the training pods."""
-    recipe: Text = Field("fashion_demo", min_length=1)
+    recipe: Text = Field("smoke", min_length=1)
     """Name of a recipe, URI of a YAML file, or a short YAML text."""
     recipe_overrides: tuple[Text, ...] = ()
     """`key.path=value` items that change the recipe."""

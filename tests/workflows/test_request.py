@@ -18,8 +18,8 @@ from workflows.request import MAX_TEXT, PipelineRequest, choose_datasets, is_yam
 
 def test_the_defaults_work() -> None:
     request = read_request({})
-    assert request.config() == load_config("fashion_demo")
-    assert choose_datasets(request.config(), request.evaluate_datasets) == ["fashion-mnist", "digits"]
+    assert request.config() == load_config("smoke")
+    assert choose_datasets(request.config(), request.evaluate_datasets) == ["digits"]
     assert json.loads(json.dumps(request.parameters())) == request.parameters()
 
 
@@ -42,7 +42,7 @@ def test_the_defaults_work() -> None:
         ({"fail_on_missing": "maybe"}, 'fail_on_missing is "maybe"; give true or false'),
         ({"image": ""}, "image is empty; give a value such as unic:"),
         ({"image": "unic 1"}, 'image is "unic 1"; give a value such as unic:'),
-        ({"recipe": ""}, "recipe is empty; give a value such as fashion_demo"),
+        ({"recipe": ""}, "recipe is empty; give a value such as smoke"),
         ({"recipe": 7}, "recipe is 7; give text, in quotes"),
         ({"storage_root": ""}, "storage_root is empty; give a value such as s3://unic"),
         ({"storage_root": "/data"}, "pods can't reach '/data'; set storage_root to a place on S3"),

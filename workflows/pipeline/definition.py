@@ -233,7 +233,7 @@ def unic_pipeline(
     evaluate_memory: str = "16Gi",
     fail_on_missing: bool = False,
     image: str = IMAGE,
-    recipe: str = "fashion_demo",
+    recipe: str = "smoke",
     recipe_overrides: list[str] = [],  # noqa: B006
     run_name: str = "",
     storage_root: str = "s3://unic",
