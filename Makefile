@@ -50,7 +50,7 @@ format: env
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-BENCH ?= ladder teachers checkpoint loader recovery tracking logreg knn features dense
+BENCH ?= ladder teachers checkpoint loader recovery tracking logreg knn features dense evaluation
 
 bench: env
 	@for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name || exit 1; done
