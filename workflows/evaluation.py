@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 
+SOLVER = 2  # raised when the same features give other numbers: results of older code are computed again
+
 
 @dataclass(frozen=True)
 class ProbeSet:
@@ -127,9 +129,9 @@ def _cache_key(config: RunConfig, subject: Subject, train: ShardedDataset, item:
     """What a result depends on; anything else about the run may differ."""
     free = {"probes", "random_student", "batch", "segmentation", "depth", "zeroshot"}
     evaluation = config.evaluation.model_dump(mode="json", exclude=free) | {"classifier": item.config.classifier}
-    parts = [subject.sha256, subject.image_size, train.fingerprint, item.config.train_split, item.test.fingerprint,
-             item.config.test_split, item.config.label, item.config.group, evaluation, config.seed]  # fmt: skip
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest() + ".json"
+    images = [train.fingerprint, item.config.train_split, item.test.fingerprint, item.config.test_split]
+    parts = [SOLVER, subject.sha256, subject.image_size, *images, item.config.label, item.config.group, evaluation]
+    return hashlib.sha256(json.dumps([*parts, config.seed], sort_keys=True).encode()).hexdigest() + ".json"
 
 
 def _cached(cache: Store, key: str) -> list[ResultRow] | None:
