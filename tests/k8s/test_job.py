@@ -143,7 +143,9 @@ def test_an_operator_that_does_not_run_is_told(services: None, remove: Callable[
     launcher = open_launcher(settings())
     operator = ["-n", "kubeflow", "scale", "deployment/training-operator"]
     kubectl(*operator, "--replicas=0")
+    pods = ("-n", "kubeflow", "get", "pods", "-o", "name")
     try:
+        until(lambda: "training-operator" not in kubectl(*pods), "the end of its pod", 120)
         with pytest.raises(UnicError, match=r"the operator's check validator.* see whether the operator runs"):
             launcher.submit(small("idle"), STORE)
     finally:
@@ -153,9 +155,10 @@ def test_an_operator_that_does_not_run_is_told(services: None, remove: Callable[
 
 def takes_jobs(launcher: Launcher) -> bool:
     try:
-        return launcher.submit(small("idle"), STORE)
+        launcher.submit(small("idle"), STORE)
     except UnicError:
         return False
+    return True
 
 
 def test_a_cluster_without_the_operator_is_told(services: None) -> None:
