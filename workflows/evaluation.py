@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 
 from unic_core.config import ProbeConfig, RunConfig
 from unic_core.data.dataset import ShardedDataset
-from unic_core.errors import OutageError, UnicError
+from unic_core.errors import UnicError
 from unic_core.evals.probe import fit_probe
 from unic_core.evals.results import ResultRow, Role, dump_rows, load_rows
 from unic_core.provenance import versions
 from unic_core.storage import Store, join, open_store
 from workflows.features import Load, Subject, devices, extract_by_processes, features_of, subjects
-from workflows.subjects import log_failure, open_split, sentence
+from workflows.subjects import open_split, sentence, take_failure
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +48,8 @@ def evaluate_group(
     models = list(subjects(config, run))
     try:
         train = open_split(config, root, datasets, probes[0].trained_on, probes[0].train_split)
-    except OutageError:
-        raise
     except Exception as error:
-        log_failure(log, error, "%s cannot be probed", group)
+        take_failure(log, error, "%s cannot be probed", group)
         return [row for name, role, _ in models for probe in probes for row in _failed(name, role, "", probe, error)]
     for name, role, load in models:
         sets: list[ProbeSet] = []
@@ -59,16 +57,13 @@ def evaluate_group(
             try:
                 test = open_split(config, root, datasets, probe.dataset, probe.test_split)
                 sets.append(ProbeSet(probe, test))
-            except OutageError:
-                raise
             except UnicError as error:
+                take_failure(log, error, "%s cannot be probed on %s", name, probe.label)
                 rows += _failed(name, role, "", probe, error)
         try:
             rows += _probe(config, root, load, train, sets, say)
-        except OutageError:
-            raise
         except Exception as error:  # whatever it is, it belongs into the report, and the next model goes on
-            log_failure(log, error, "%s cannot be probed on %s", name, group)
+            take_failure(log, error, "%s cannot be probed on %s", name, group)
             rows += [row for item in sets for row in _failed(name, role, "", item.config, error)]
     return rows
 
@@ -112,10 +107,8 @@ def _probe(
                         **asdict(score),
                     )
                 )
-        except OutageError:
-            raise
         except Exception as error:  # the other test sets go on
-            log_failure(log, error, "%s cannot be probed on %s", subject.name, item.config.label)
+            take_failure(log, error, "%s cannot be probed on %s", subject.name, item.config.label)
             rows += _failed(subject.name, subject.role, subject.sha256, item.config, error)
             continue
         cache.put(keys[item.config.label], dump_rows(new).encode())

@@ -15,7 +15,7 @@ import torch
 from unic_core.config import RunConfig, TeacherConfig
 from unic_core.data.dataset import ShardedDataset
 from unic_core.data.prepare import prepare_dataset
-from unic_core.errors import UnicError
+from unic_core.errors import OutageError, UnicError
 from unic_core.evals.dense import DenseModel, Precision
 from unic_core.evals.results import Role
 from unic_core.export import read_student
@@ -104,8 +104,14 @@ def sentence(error: BaseException) -> str:
     return text if isinstance(error, UnicError) else f"{type(error).__name__}: {text}"
 
 
-def log_failure(log: logging.Logger, error: BaseException, message: str, *names: str) -> None:
-    """One line for what the user can mend; the traceback of anything else."""
+def take_failure(log: logging.Logger, error: Exception, message: str, *names: str) -> None:
+    """Log what becomes a row of the report: one line for what the user can mend, the traceback of anything else.
+
+    Raises:
+        OutageError: the error itself, when S3 is away. That is no fault of a model; whoever called may wait.
+    """
+    if isinstance(error, OutageError):
+        raise error
     log.error(f"{message}: %s", *names, sentence(error), exc_info=None if isinstance(error, UnicError) else error)
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from unic_core.config import DepthConfig, RunConfig, SegmentationConfig, TaskConfig, ZeroShotConfig
 from unic_core.data.eval_loader import eval_batches
-from unic_core.errors import OutageError
 from unic_core.evals.depth import evaluate_depth
 from unic_core.evals.results import ResultRow, Role, dump_rows, format_score, load_rows
 from unic_core.evals.segmentation import evaluate_segmentation
@@ -32,10 +31,10 @@ from workflows.subjects import (
     DenseSubject,
     dense_subjects,
     device,
-    log_failure,
     open_split,
     sentence,
     student_sha256,
+    take_failure,
     teacher_settings,
 )
 
@@ -68,10 +67,8 @@ def evaluate_task(
             candidates = list(_zeroshot(config, task, root, datasets, run))
         else:
             candidates = list(_dense(config, task, root, datasets, run))
-    except OutageError:
-        raise
     except Exception as error:
-        log_failure(log, error, "%s cannot be evaluated", name)
+        take_failure(log, error, "%s cannot be evaluated", name)
         return [_failed(task, model, role, error) for model, role in expected_models(task, config)]
     rows = []
     for model, role, load in candidates:
@@ -79,10 +76,8 @@ def evaluate_task(
             candidate = load()
             row = _row(root, task, model, role, candidate)
             say(f"{model} on {task.label}: {task.kind} {format_score(row.metric, row.score)}")
-        except OutageError:  # the caller tries again; what is done is kept
-            raise
         except Exception as error:  # whatever it is, it belongs into the report, and the next model goes on
-            log_failure(log, error, "%s has no result of %s", model, name)
+            take_failure(log, error, "%s has no result of %s", model, name)
             row = _failed(task, model, role, error)
         rows.append(row)
     return rows

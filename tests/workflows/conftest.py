@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,17 @@ def own_s3(tmp_path: Path) -> Iterator[S3]:
     server = S3(tmp_path)
     yield server
     server.stop()
+
+
+@pytest.fixture
+def absent_s3(clean_environment: pytest.MonkeyPatch) -> Iterator[None]:
+    """The environment leads to an S3 server that is away."""
+    with socket.socket() as taken:  # bound, but deaf
+        taken.bind(("127.0.0.1", 0))
+        clean_environment.setenv("AWS_ACCESS_KEY_ID", "any")
+        clean_environment.setenv("AWS_SECRET_ACCESS_KEY", "any")
+        clean_environment.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from unic_core.storage import open_store
 from unic_core.task import DistillationModel, build_task
 from workflows import steps
 from workflows.request import choose_datasets
-from workflows.subjects import log_failure
+from workflows.subjects import take_failure
 from workflows.tasks import evaluate_task
 
 MODELS = ("student", "random student", "lite0")
@@ -113,16 +112,11 @@ def test_a_model_that_fails_fails_alone(config: RunConfig, datasets: dict[str, s
 
 
 def test_s3_that_is_away_is_no_fault_of_a_model(
-    config: RunConfig, datasets: dict[str, str], run: str, clean_environment: pytest.MonkeyPatch
+    config: RunConfig, datasets: dict[str, str], run: str, absent_s3: None
 ) -> None:
     """A row would say so for ever; whoever called may wait and ask again."""
-    with socket.socket() as taken:  # bound, but deaf
-        taken.bind(("127.0.0.1", 0))
-        for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            clean_environment.setenv(key, "any")
-        clean_environment.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{taken.getsockname()[1]}")
-        with pytest.raises(OutageError, match="cannot be reached"):
-            evaluate_task(config, "s3://bucket/unic", "zeroshot-digits", datasets, run, lambda _: None)
+    with pytest.raises(OutageError, match="cannot be reached"):
+        evaluate_task(config, "s3://bucket/unic", "zeroshot-digits", datasets, run, lambda _: None)
 
 
 def test_a_run_without_probes_is_evaluated_reported_and_compared(
@@ -144,7 +138,7 @@ def test_a_run_without_probes_is_evaluated_reported_and_compared(
 
 def test_our_own_errors_are_logged_as_a_line_and_others_with_their_traceback(caplog: pytest.LogCaptureFixture) -> None:
     for error, text in ((UnicError("no such set"), "no such set"), (KeyError("x"), "KeyError: 'x'")):
-        log_failure(logging.getLogger("test"), error, "%s cannot be probed on %s", "student", "cars")
+        take_failure(logging.getLogger("test"), error, "%s cannot be probed on %s", "student", "cars")
         record = caplog.records[-1]
         assert record.getMessage() == f"student cannot be probed on cars: {text}"
         assert bool(record.exc_info) == (not isinstance(error, UnicError))
