@@ -10,10 +10,9 @@ import shlex
 
 from unic_core.config import RunConfig
 from workflows.launch.config import LaunchConfig, job_name
+from workflows.launch.node import DRAIN_S, HEAD_PORT, METRICS_PORT, NODE_PORT
 from workflows.launch.pods import (
     CONFIG_FILE,
-    DRAIN_S,
-    METRICS_PORT,
     RAY_SECRET,
     RAY_TOKEN,
     Object,
@@ -22,7 +21,7 @@ from workflows.launch.pods import (
     template,
 )
 
-HEAD_PORT, NODE_PORT, DASHBOARD_PORT = 6379, 6380, 8265
+DASHBOARD_PORT = 8265
 RAY_VERSION = "2.60.0"
 PATIENCE_S = 600  # how long a stage waits for S3 or MLflow that went away
 
@@ -88,20 +87,7 @@ def rayjob(launch: LaunchConfig, run: RunConfig, root: str) -> Object:
 
     A failed job is tried again on a new cluster, which continues at the run's last checkpoint.
     """
-    common, name = container(launch, run), job_name(run)
-    start = {
-        "num-cpus": str(launch.cpus(run)),
-        "object-store-memory": str(200 * 2**20),
-        "metrics-export-port": str(METRICS_PORT),
-        "disable-usage-stats": "true",
-    }
-    goodbye = {"preStop": {"exec": {"command": ["python", "-m", "workflows.launch.leave", str(DRAIN_S)]}}}
-    ray = {**common, "ports": _ports(metrics=METRICS_PORT), "lifecycle": goodbye}
-    head = {
-        **common,
-        "lifecycle": goodbye,
-        "ports": _ports(**{"gcs-server": HEAD_PORT, "dashboard": DASHBOARD_PORT, "metrics": METRICS_PORT}),
-    }
+    common = container(launch, run)
     small = {"cpu": "500m", "memory": "1Gi"}
     submitter = template(
         launch,
@@ -109,19 +95,10 @@ def rayjob(launch: LaunchConfig, run: RunConfig, root: str) -> Object:
         {**common, "name": "ray-job-submitter", "resources": {"requests": {**small, "cpu": "50m"}, "limits": small}},
     )
     submitter["spec"]["restartPolicy"] = "Never"
-    workers = launch.pods(run) - 1
-    group = {
-        "groupName": "workers",
-        "replicas": workers,
-        "minReplicas": workers,
-        "maxReplicas": workers,
-        "rayStartParams": start,
-        "template": template(launch, run, {"name": "ray-worker", **ray}),
-    }
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "metadata": metadata(launch, run, name),
+        "metadata": metadata(launch, run, job_name(run)),
         "spec": {
             "entrypoint": shlex.join(driver(launch, root)),
             "submissionMode": "K8sJobMode",
@@ -131,17 +108,41 @@ def rayjob(launch: LaunchConfig, run: RunConfig, root: str) -> Object:
             "ttlSecondsAfterFinished": 60,
             "suspend": bool(launch.queue),
             "submitterPodTemplate": submitter,
-            "rayClusterSpec": {
-                "rayVersion": RAY_VERSION,
-                "authOptions": {"mode": "token", "secretName": RAY_SECRET},
-                "headGroupSpec": {
-                    # the operator and the submitter talk to the dashboard; token and network policy keep others out
-                    "rayStartParams": start | {"dashboard-host": "0.0.0.0"},  # noqa: S104
-                    "template": template(launch, run, {"name": "ray-head", **head}),
-                },
-                **({"workerGroupSpecs": [group]} if workers else {}),
-            },
+            "rayClusterSpec": _ray_cluster(launch, run, common),
         },
+    }
+
+
+def _ray_cluster(launch: LaunchConfig, run: RunConfig, common: Object) -> Object:
+    """The head and its workers; a pod that is drained saves before it goes."""
+    start = {
+        "num-cpus": str(launch.cpus(run)),
+        "object-store-memory": str(200 * 2**20),
+        "metrics-export-port": str(METRICS_PORT),
+        "disable-usage-stats": "true",
+    }
+    goodbye = {"preStop": {"exec": {"command": ["python", "-m", "workflows.launch.leave", f"{DRAIN_S:.0f}"]}}}
+    ports = {"gcs-server": HEAD_PORT, "dashboard": DASHBOARD_PORT, "metrics": METRICS_PORT}
+    head = {"name": "ray-head", **common, "lifecycle": goodbye, "ports": _ports(**ports)}
+    worker = {"name": "ray-worker", **common, "ports": _ports(metrics=METRICS_PORT), "lifecycle": goodbye}
+    workers = launch.pods(run) - 1
+    group = {
+        "groupName": "workers",
+        "replicas": workers,
+        "minReplicas": workers,
+        "maxReplicas": workers,
+        "rayStartParams": start,
+        "template": template(launch, run, worker),
+    }
+    return {
+        "rayVersion": RAY_VERSION,
+        "authOptions": {"mode": "token", "secretName": RAY_SECRET},
+        "headGroupSpec": {
+            # the operator and the submitter talk to the dashboard; token and network policy keep others out
+            "rayStartParams": start | {"dashboard-host": "0.0.0.0"},  # noqa: S104
+            "template": template(launch, run, head),
+        },
+        **({"workerGroupSpecs": [group]} if workers else {}),
     }
 
 

@@ -33,6 +33,7 @@ log = logging.getLogger("workflows.launch.node")  # as `python -m` its own name 
 HEAD_PORT, NODE_PORT, OBJECT_PORT, ENVIRONMENT_PORT, AGENT_GRPC_PORT, AGENT_PORT, METRICS_PORT = range(6379, 6386)
 WORKER_PORTS = range(10100, 11000)
 
+DRAIN_S = 25.0
 HOPELESS = 3
 STOPPED = 128 + signal.SIGTERM
 TICK_S = 1.0
@@ -51,7 +52,7 @@ class Node:
     cpus: int
     store_bytes: int = 200 * 2**20
     head_patience_s: float = 900
-    drain_s: float = 25
+    drain_s: float = DRAIN_S
     """Announced to Ray at SIGTERM: the time to save a checkpoint."""
     kill_s: float = 45
     """After SIGTERM, what is still there is killed: later than announced, or the announcement would be in vain."""

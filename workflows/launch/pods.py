@@ -17,8 +17,7 @@ CONFIG_FILE = "/etc/unic/run.yaml"
 TERMINATION_LOG = "/dev/termination-log"
 GPU = "nvidia.com/gpu"
 USER = 10001
-GRACE_S, DRAIN_S = 90, 25  # to announce a drain, save a checkpoint and leave; announced is the time to save
-METRICS_PORT = 6385
+GRACE_S = 90  # announce a drain, save a checkpoint, leave
 
 SETTINGS, S3_SECRET, MLFLOW_SECRET, RAY_SECRET = "unic-settings", "unic-s3", "unic-mlflow", "unic-ray"
 RAY_TOKEN = "auth_token"  # noqa: S105 (the key that KubeRay reads, not its value)
