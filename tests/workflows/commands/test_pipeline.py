@@ -5,10 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from tests.web import web_server
 from unic_core import load_config
 from unic_core.config import dump_config
 from unic_core.errors import OutageError, UnicError
@@ -70,26 +68,6 @@ def test_mistakes_are_found_before_kubeflow_is_asked(
 def test_a_kubeflow_that_is_away_is_one_sentence(nobody: str) -> None:
     with pytest.raises(OutageError, match=f"Kubeflow at {nobody} does not answer; correct --host"):
         Kubeflow(host=nobody).connect()
-
-
-@contextmanager
-def web_server(status: int, page: str, health: str = "") -> Iterator[str]:
-    """A server that has one page for everybody, and perhaps another for who asks how it is; its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write((health if health and self.path.endswith("healthz") else page).encode())
-
-        def log_message(self, *_: object) -> None:
-            """Keep the terminal quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.05,)).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.mark.parametrize(

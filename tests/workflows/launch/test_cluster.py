@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 import yaml
 from kubernetes.config import kube_config
 
+from tests.web import web_server
 from unic_core import load_config
 from unic_core.errors import OutageError, UnicError
 from workflows.launch import LaunchConfig, Status, follow, jobs
@@ -20,36 +19,23 @@ from workflows.launch.jobs import PYTORCHJOB, ClusterJobs
 
 
 @pytest.fixture
-def port(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Of a server that answers everything with one status; None: it takes connections and says nothing."""
-    if request.param is None:
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            yield silent.getsockname()[1]
+def api(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of one that answers everything with one status; None: it takes connections and says nothing."""
+    if request.param is not None:
+        with web_server(request.param) as address:
+            yield address
         return
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(request.param)
-            self.end_headers()
-
-        do_POST = do_GET  # noqa: N815 (the name that http.server calls)
-
-        def log_message(self, *_: object) -> None:
-            """Keep the terminal quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.05,)).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
+    monkeypatch.setattr(jobs, "TIMEOUT", (1, 0.1))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        yield f"http://127.0.0.1:{silent.getsockname()[1]}"
 
 
 @pytest.fixture
-def cluster(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ClusterJobs:
+def cluster(api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ClusterJobs:
     kubeconfig = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "clusters": [{"name": "c", "cluster": {"server": api}}],
         "users": [{"name": "u", "user": {}}],
         "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
         "current-context": "x",
@@ -57,11 +43,10 @@ def cluster(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clust
     (tmp_path / "config").write_text(yaml.safe_dump(kubeconfig))
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    monkeypatch.setattr(jobs, "TIMEOUT", (1, 0.1))
     return ClusterJobs(PYTORCHJOB, LaunchConfig())
 
 
-@pytest.mark.parametrize(("port", "said"), [(None, "does not answer"), (503, "503"), (429, "429")], indirect=["port"])
+@pytest.mark.parametrize(("api", "said"), [(None, "does not answer"), (503, "503"), (429, "429")], indirect=["api"])
 def test_an_api_server_in_trouble_is_an_outage(cluster: ClusterJobs, said: str) -> None:
     with pytest.raises(OutageError, match=f"cannot read the job smoke: .*{said}"):
         cluster.status("smoke")
@@ -69,7 +54,7 @@ def test_an_api_server_in_trouble_is_an_outage(cluster: ClusterJobs, said: str) 
         cluster.submit(load_config("smoke"), "s3://b/u")
 
 
-@pytest.mark.parametrize("port", [403], indirect=True)
+@pytest.mark.parametrize("api", [403], indirect=True)
 def test_a_refusal_is_none(cluster: ClusterJobs) -> None:
     with pytest.raises(UnicError, match="ask for the role unic-launcher") as raised:
         cluster.status("smoke")
