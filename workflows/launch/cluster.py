@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 
 from kubernetes import client, config
@@ -14,7 +15,6 @@ from urllib3.exceptions import HTTPError
 
 from unic_core.errors import OutageError, UnicError
 
-TOO_MANY, SERVER_ERROR = 429, 500
 CONNECT_S, READ_S = 5, 20
 TIMEOUT = (CONNECT_S, READ_S)
 
@@ -47,7 +47,11 @@ def sentences(action: str) -> Iterator[None]:
         yield
     except ApiException as error:
         status = error.status or 0
-        kind = OutageError if status == TOO_MANY or status >= SERVER_ERROR else UnicError
+        kind = (
+            OutageError
+            if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+            else UnicError
+        )
         raise kind(f"cannot {action}: {explain(error)}") from error
     except (HTTPError, OSError) as error:
         reason = str(error).partition("(Caused by")[2].strip(" )") or str(error)

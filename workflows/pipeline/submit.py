@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from workflows.request import PipelineRequest, is_yaml
 PAUSE_S = 5.0
 PATIENCE_S = 300.0  # how long the server may be away while a run is waited for
 SUCCEEDED, ENDED = "SUCCEEDED", {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
-TOO_MANY, SERVER_ERROR = 429, 500
 
 
 class _Client(Client):  # type: ignore[misc]
@@ -194,7 +194,7 @@ def sentences(place: str) -> Iterator[None]:
         if error.status in {401, 403}:
             advice = "give --token-file, and --namespace in a shared Kubeflow"
             raise UnicError(f"Kubeflow at {place} refuses access ({error.status}); {advice}") from error
-        if error.status == TOO_MANY or (error.status or 0) > SERVER_ERROR:
+        if error.status == HTTPStatus.TOO_MANY_REQUESTS or (error.status or 0) > HTTPStatus.INTERNAL_SERVER_ERROR:
             raise OutageError(
                 f"Kubeflow at {place} answers {error.status}; try again, or see whether it runs"
             ) from error
