@@ -89,8 +89,9 @@ def main() -> None:
         print("  objective over scikit-learn's: " + ", ".join(f"{r:.5f}" for r in result.ratios))
         top1, theirs = result.top1
         print(f"  top-1 {top1:.2%} at C = {result.c[0]:g}; its {theirs:.2%} at C = {result.c[1]:g}")
-        at_ours, at_its = result.converged or (float("nan"), float("nan"))
-        print(f"  scikit-learn at the optimum of these C: {at_ours:.2%}, {at_its:.2%}", flush=True)
+        if result.converged is not None:
+            at_ours, at_its = result.converged
+            print(f"  scikit-learn at the optimum of these C: {at_ours:.2%}, {at_its:.2%}", flush=True)
         results.append(result._asdict())
     print(json.dumps({"benchmark": "parity", "sets": results, "versions": versions()}))
 

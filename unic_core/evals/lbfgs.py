@@ -10,10 +10,8 @@ from torch import Tensor
 from unic_core.evals.curvature import Curvature
 from unic_core.evals.softmax import Design, cross_entropy, dot, per_c
 
-TOLERANCE = (
-    5e-6  # half the Newton decrement that counts as converged, of the objective over C and the number of images:
-)
-# scikit-learn bounds the gradient of this same quantity, the mean cross-entropy with its penalty
+TOLERANCE = 5e-6  # half the Newton decrement that counts as converged, of the objective over C and the number of
+# images: scikit-learn bounds the gradient of this same quantity, the mean cross-entropy with its penalty
 MEMORY = 20  # pairs of steps and gradient differences that L-BFGS remembers
 RESCALE = 20  # iterations between two computations of the curvature
 REFRESH = 50  # iterations after which margins are computed afresh, against drift
