@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 
-SOLVER = 2  # raised when the same features give other numbers: results of older code are computed again
+SOLVER = 3  # raised when the same features give other numbers: results of older code are computed again
 
 
 @dataclass(frozen=True)

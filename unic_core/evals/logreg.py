@@ -28,11 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unic_core.errors import UnicError
-from unic_core.evals.lbfgs import Pair, Solution, minimize
+from unic_core.evals.inverse_hessian import Pairs
+from unic_core.evals.lbfgs import Solution, minimize
 from unic_core.evals.softmax import Design, cross_entropy, dot, per_c, thinned
 
 LOGITS = 2**26  # numbers per buffer of margins
-SAMPLE = 2  # images per feature that the eigenbasis is taken from: it need not be exact, only orthonormal
+SAMPLE, LEAST = 2, 2048  # images per feature, and images, that the eigenbasis is taken from: it need not be exact
 NEAR = 1.01  # powers of ten between two C up to which the second begins with the pairs of the first
 GROUP = 10  # columns of weights that make a matrix product efficient: C are fitted side by side up to this number
 
@@ -92,7 +93,7 @@ class PathSolver:
         self._design = Design(basis.z, basis.z.square(), y, basis.penalty, classes)
         self._together = max(1, min(GROUP // classes, LOGITS // (len(y) * classes)))
         self._path, self._max_iterations = _Path(), max_iterations
-        self._last: tuple[Tensor, tuple[Pair, ...]] | None = None
+        self._last: tuple[Tensor, Pairs] | None = None
 
     def fit(self, c_values: Sequence[float], start: tuple[Tensor, Tensor] | None = None) -> LogisticRegression:
         """One model per C, in the order of `c_values`, all positive; `start` and errors as in `fit_logreg`."""
@@ -114,8 +115,8 @@ class PathSolver:
 
     def _solve(self, c: Tensor, given: Tensor | None) -> Solution:
         start = _start(self._design, c, given, self._path)
-        pairs = () if self._last is None else _pairs(self._design, c, *self._last)
-        found = _solve(self._design, c, start, self._max_iterations, pairs)
+        pairs = None if self._last is None else _pairs(self._design, c, *self._last)
+        found = _solve(self._design, c, start, self._max_iterations, pairs or Pairs.none(start))
         self._path.add(c, found.theta)
         self._last = c, found.pairs
         return found
@@ -193,7 +194,7 @@ def _eigenbasis(x: Tensor) -> Eigenbasis:
     mean = mean.float().double()  # exactly what was subtracted
     n, d = x.shape
     if d <= n:
-        some = x[thinned(n, SAMPLE * d).to(x.device)]
+        some = x[thinned(n, max(SAMPLE * d, LEAST)).to(x.device)]
         _, vectors = torch.linalg.eigh(some.T @ some)
         z = vectors.T @ x.T
         vectors = vectors.double()
@@ -216,26 +217,27 @@ def _eigenbasis(x: Tensor) -> Eigenbasis:
 # ---------------------------------------------------------------- along the path of C
 
 
-def _pairs(design: Design, c: Tensor, before: Tensor, pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
+def _pairs(design: Design, c: Tensor, before: Tensor, pairs: Pairs) -> Pairs | None:
     """What the last steps at `before` [1] say about the Hessian at c [1]; nothing for C side by side or far apart."""
     if len(c) > 1 or len(before) > 1 or float((c / before).log10().abs()) > NEAR:
-        return ()
-    return tuple(pair.at(design, c / before) for pair in pairs)
+        return None
+    return pairs.at(design.penalty, c / before)
 
 
-def _solve(design: Design, c: Tensor, theta: Tensor, max_iterations: int, pairs: tuple[Pair, ...] = ()) -> Solution:
+def _solve(design: Design, c: Tensor, theta: Tensor, max_iterations: int, pairs: Pairs) -> Solution:
     """float32 for all C; those it can't bring to the tolerance go on in float64."""
     first = minimize(design, c, theta, max_iterations, pairs)
     left = (~first.converged & (first.iterations < max_iterations)).nonzero()[:, 0]
     if len(left) == 0:
         return first
     budget = max_iterations - int(first.iterations[left].min())
-    more = minimize(design.double(), c[left], first.theta[left].double(), budget)
-    return Solution(
-        first.theta.index_copy(0, left, more.theta.float()),
-        first.objective.index_copy(0, left, more.objective),
-        first.iterations.index_add(0, left, more.iterations),
-        first.converged.index_copy(0, left, more.converged),
+    start = first.theta[left].double()
+    more = minimize(design.double(), c[left], start, budget, Pairs.none(start))
+    return first._replace(
+        theta=first.theta.index_copy(0, left, more.theta.float()),
+        objective=first.objective.index_copy(0, left, more.objective),
+        iterations=first.iterations.index_add(0, left, more.iterations),
+        converged=first.converged.index_copy(0, left, more.converged),
     )
 
 
