@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from unic_core.export import read_student
 from unic_core.precision import DTYPES
 from unic_core.storage import join
 from unic_core.student import Student
-from unic_core.teachers import load_teacher
+from unic_core.teachers import load_teacher, resolve, weights_sha256
 from workflows.subjects import random_student, student_sha256
 
 log = logging.getLogger(__name__)
@@ -34,21 +34,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to probe, frozen and on its device."""
+    """A model to probe. load: gives it, frozen, on its device; what is stored already needs no model."""
 
     name: str
     role: Role
     sha256: str
-    model: FeatureModel
     image_size: int
     device: str
+    load: Callable[[], FeatureModel] = field(repr=False)
 
 
 Load = Callable[[str], Subject]
 
 
 def subjects(config: RunConfig, run: str) -> Iterator[tuple[str, Role, Load]]:
-    """Name, role and a function that loads the model on a device; one is in memory at a time."""
+    """Name, role and a function that finds the model, for a device; one is in memory at a time."""
     yield "student", "student", partial(_student, run)
     if config.evaluation.random_student:
         yield "random student", "random", partial(_random_student, config)
@@ -66,12 +66,13 @@ def _random_student(config: RunConfig, device: str) -> Subject:
 
 def _frozen(name: str, role: Role, student: Student, device: str) -> Subject:
     student = student.to(device).eval()
-    return Subject(name, role, student_sha256(student), student.features, student.image_size, device)
+    return Subject(name, role, student_sha256(student), student.image_size, device, lambda: student.features)
 
 
 def _teacher(config: TeacherConfig, dtype: torch.dtype, device: str) -> Subject:
-    teacher = load_teacher(config, None, device, dtype)
-    return Subject(teacher.name, "teacher", teacher.sha256, teacher, teacher.spec.image_size, device)
+    load = cache(lambda: load_teacher(config, None, device, dtype))
+    sha256 = weights_sha256(config) or load().sha256
+    return Subject(config.name, "teacher", sha256, resolve(config).image_size, device, load)
 
 
 def features_of(config: RunConfig, root: str, subject: Subject, dataset: ShardedDataset) -> FeatureSet:
@@ -86,7 +87,7 @@ def features_of(config: RunConfig, root: str, subject: Subject, dataset: Sharded
     own, size, batch = (rank(), world_size()), subject.image_size, config.evaluation.batch
     batches = eval_batches(dataset, size, batch, config.data.workers, *own)
     first = own_batches(len(dataset), batch, *own).start * batch
-    return store.compute(key, labels, subject.model, batches, subject.device, first=first)
+    return store.compute(key, labels, subject.load(), batches, subject.device, first=first)
 
 
 def devices() -> list[str]:

@@ -9,7 +9,13 @@ from unic_core.teachers.registry import REGISTRY, TeacherSpec, resolve, teacher_
 
 if TYPE_CHECKING:
     from unic_core.teachers.hub import check_hub
-    from unic_core.teachers.loading import check_weights, load_teacher, mirror_hosted, mirror_teacher
+    from unic_core.teachers.loading import (
+        check_weights,
+        load_teacher,
+        mirror_hosted,
+        mirror_teacher,
+        weights_sha256,
+    )
     from unic_core.teachers.teacher import Teacher
 
 _HOMES = {
@@ -19,6 +25,7 @@ _HOMES = {
     "load_teacher": "loading",
     "mirror_hosted": "loading",
     "mirror_teacher": "loading",
+    "weights_sha256": "loading",
 }
 
 __all__ = [
@@ -32,6 +39,7 @@ __all__ = [
     "mirror_teacher",
     "resolve",
     "teacher_rows",
+    "weights_sha256",
 ]
 
 

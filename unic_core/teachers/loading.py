@@ -75,8 +75,20 @@ def check_weights(config: TeacherConfig, cache: Path | None = None) -> None:
     spec = resolve(config)
     if spec.source == "timm":
         check_hub(spec.model, cache)
-    elif not spec.source.startswith("random://"):
-        verify(fetch(spec.source, spec.sha256, cache), spec.sha256, spec.source)
+    else:
+        weights_sha256(config, cache)
+
+
+def weights_sha256(config: TeacherConfig, cache: Path | None = None) -> str | None:
+    """The checksum that the loaded teacher will have; None where only its tensors tell. Nothing is built.
+
+    Raises:
+        UnicError: unknown teacher, or a file that can't be had or has another checksum.
+    """
+    spec = resolve(config)
+    if spec.source == "timm" or spec.source.startswith("random://"):
+        return None
+    return verify(fetch(spec.source, spec.sha256, cache), spec.sha256, spec.source)
 
 
 def mirror_teacher(config: TeacherConfig, mirror: str, cache: Path | None = None) -> tuple[str, bool]:
