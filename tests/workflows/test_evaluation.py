@@ -30,7 +30,9 @@ def config() -> RunConfig:
     return load_config("smoke", [f"evaluation.probes={PROBES}", "datasets.0.limit={train: 200, test: 100}"])
 
 
-def test_a_broken_set_fails_alone_and_a_repeat_computes_only_what_is_missing(config: RunConfig, tmp_path: Path) -> None:
+def test_a_broken_set_fails_alone_and_a_repeat_computes_only_what_is_missing(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, run = str(tmp_path / "root"), str(tmp_path / "run")
     datasets = {d.name: prepare_dataset(d, root) for d in config.datasets}
     save_student(Student(config.student), config, open_store(run).child("student"), [], license="MIT")
@@ -48,6 +50,10 @@ def test_a_broken_set_fails_alone_and_a_repeat_computes_only_what_is_missing(con
     assert len(broken) == 6
     assert all("no finished data set at /nowhere/images" in (row.error or "") for row in broken)
 
+    def refuse(*_: object) -> None:
+        raise AssertionError("its features are stored: the teacher is not needed")
+
+    monkeypatch.setattr(features, "load_teacher", refuse)
     again, lines = evaluate()
     assert lines == [f"{name}: known from an earlier run" for name in names]
     assert [row for row in again if row.dataset == "digits"] == good
