@@ -46,15 +46,18 @@ class Pairs(NamedTuple):
 
 
 class InverseHessian:
-    """The inverse Hessian of P values of C; `learn` writes into the tensors of the `pairs` it was made of."""
+    """The inverse Hessian of P values of C; `learn` writes into the tensors of the `pairs` it was made of.
+
+    As in the paper, s is a step, y a change of the gradient and H the starting matrix: `_hy` [P, M, F] is H times every
+    change, and `_sy` and `_yhy` [P, M, M] float64 are the inner products <s, y> and <y, H y> of all pairs.
+    """
 
     def __init__(self, curvature: Curvature, pairs: Pairs) -> None:
         self.curvature, self.pairs = curvature, pairs
         changes = [change.view_as(curvature.diagonal) for change in pairs.changes.unbind(1)]
-        turned = [curvature.apply(change).flatten(1) for change in changes]
-        self._turned = torch.stack(turned, 1)  # the approximation times every change
-        self._inner = (pairs.steps @ pairs.changes.mT).double()  # of every step (row) with every change
-        self._bent = (self._turned @ pairs.changes.mT).double()
+        self._hy = torch.stack([curvature.apply(change).flatten(1) for change in changes], 1)
+        self._sy = (pairs.steps @ pairs.changes.mT).double()
+        self._yhy = (self._hy @ pairs.changes.mT).double()
 
     def learn(self, step: Tensor, change: Tensor) -> None:
         """Remember a step and the change of the gradient, [P, K, R + 1], unless the curvature isn't positive."""
@@ -64,9 +67,9 @@ class InverseHessian:
         slot = written % MEMORY
         y = change.flatten(1)
         steps[:, slot], changes[:, slot] = step.flatten(1), y
-        self._turned[:, slot] = self.curvature.apply(change).flatten(1)
-        self._inner[:, :, slot] = _each(steps, y)
-        self._bent[:, :, slot] = self._bent[:, slot] = _each(self._turned, y)
+        self._hy[:, slot] = self.curvature.apply(change).flatten(1)
+        self._sy[:, :, slot] = _each(steps, y)
+        self._yhy[:, :, slot] = self._yhy[:, slot] = _each(self._hy, y)
         self.pairs = self.pairs._replace(written=written + 1)
 
     def apply(self, gradient: Tensor) -> Tensor:
@@ -76,17 +79,17 @@ class InverseHessian:
         if written == 0:
             return result
         oldest, newest = written % MEMORY, (written - 1) % MEMORY
-        fit = self._inner[:, newest, newest] / self._bent[:, newest, newest]
+        fit = self._sy[:, newest, newest] / self._yhy[:, newest, newest]
         fit = torch.where(fit.isfinite() & (fit > 0), fit, 1.0)[:, None]  # scales the approximation to the last change
-        inner, bent = (m.roll((-oldest, -oldest), (1, 2)) for m in (self._inner, self._bent))
-        square = inner.diagonal(dim1=1, dim2=2)
-        upper = inner.triu(1) + torch.where(square > 0, square, 1.0).diag_embed()
-        u, v = _each(self.pairs.steps, g).roll(-oldest, 1), _each(self._turned, g).roll(-oldest, 1)
+        sy, yhy = (m.roll((-oldest, -oldest), (1, 2)) for m in (self._sy, self._yhy))
+        own = sy.diagonal(dim1=1, dim2=2)
+        upper = sy.triu(1) + torch.where(own > 0, own, 1.0).diag_embed()  # an empty slot must not make it singular
+        u, v = _each(self.pairs.steps, g).roll(-oldest, 1), _each(self._hy, g).roll(-oldest, 1)
         w = torch.linalg.solve_triangular(upper, u[:, :, None], upper=True)[:, :, 0]
-        right = square * w + fit * (_each(bent, w) - v)
+        right = own * w + fit * (_each(yhy, w) - v)
         p = torch.linalg.solve_triangular(upper.mT, right[:, :, None], upper=False)[:, :, 0]
         flat = fit.to(g.dtype) * result.flatten(1) + _sum(p.roll(oldest, 1), self.pairs.steps)
-        return (flat - _sum((fit * w).roll(oldest, 1), self._turned)).view_as(gradient)
+        return (flat - _sum((fit * w).roll(oldest, 1), self._hy)).view_as(gradient)
 
     def take(self, chosen: Tensor) -> InverseHessian:
         """Only some C, [P] bool."""
