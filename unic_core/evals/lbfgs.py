@@ -11,7 +11,7 @@ from unic_core.evals.curvature import Curvature
 from unic_core.evals.inverse_hessian import InverseHessian, Pairs
 from unic_core.evals.softmax import Design, cross_entropy, dot, per_c
 
-TOLERANCE = 1e-5  # half the Newton decrement that counts as converged, of the objective over C and the number of
+TOLERANCE = 5e-6  # half the Newton decrement that counts as converged, of the objective over C and the number of
 # images: scikit-learn bounds the gradient of this same quantity, the mean cross-entropy with its penalty
 RESCALE = 20  # iterations between two computations of the curvature
 REFRESH = 50  # iterations after which margins are computed afresh, against drift

@@ -35,6 +35,10 @@ from unic_core.evals.softmax import Design, cross_entropy, dot, per_c, thinned
 LOGITS = 2**26  # numbers per buffer of margins
 SAMPLE, LEAST = 2, 2048  # images per feature, and images, that the eigenbasis is taken from: it need not be exact
 NEAR = 1.01  # powers of ten between two C up to which the second begins with the pairs of the first
+FIRST = (
+    1e-3  # largest C that is solved from zeros: above it, where many weights fit the training images almost perfectly,
+)
+# a solver without a path can end at some that are far larger than those of the optimum, and fail on other images
 GROUP = 10  # columns of weights that make a matrix product efficient: C are fitted side by side up to this number
 
 
@@ -101,6 +105,9 @@ class PathSolver:
             raise UnicError("logistic regression needs at least one C, all of them positive")
         given = None if start is None else self._basis.enter(*start)
         rising = torch.tensor(c_values, dtype=torch.float64, device=self._design.z.device).sort()
+        if given is None and self._last is None:
+            for c in _before(float(rising.values[0])):
+                self._solve(rising.values.new_tensor([c]), None)
         solutions = [self._solve(c, given) for c in torch.split(rising.values, self._together)]
         back = rising.indices.argsort()
         weight, bias = self._basis.leave(torch.cat([s.theta for s in solutions])[back])
@@ -215,6 +222,11 @@ def _eigenbasis(x: Tensor) -> Eigenbasis:
 
 
 # ---------------------------------------------------------------- along the path of C
+
+
+def _before(c: float) -> list[float]:
+    """The powers of ten from FIRST on that lie below c: where a path to it begins."""
+    return [FIRST * 10**i for i in range(max(0, math.ceil(math.log10(c / FIRST) - 1e-9)))]
 
 
 def _pairs(design: Design, c: Tensor, before: Tensor, pairs: Pairs) -> Pairs | None:

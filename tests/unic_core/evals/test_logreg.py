@@ -116,6 +116,15 @@ def test_a_c_that_has_converged_leaves_and_the_others_go_on() -> None:
         assert alone.objective.item() == pytest.approx(together.objective[p].item(), rel=CLOSE, abs=MEAN * c * len(x))
 
 
+def test_a_large_c_alone_ends_where_a_path_to_it_does() -> None:
+    """From zeros it would end at weights that fit the training images, and are many times as large."""
+    x, y, classes = DATA["digits"]
+    path = fit_logreg(x, y, (1e-5, 1e-3, 1e-1, 1e1, 1e3, 1e6), classes)
+    alone = fit_logreg(x, y, (1e6,), classes)
+    assert float(alone.weight.norm()) < 1.5 * float(path.weight[-1].norm())
+    assert alone.objective.item() < 2 * path.objective[-1].item()
+
+
 def test_the_basis_of_all_images_serves_a_part_of_them() -> None:
     for name in ("overlapping", "wide"):
         x, y, classes = DATA[name]
@@ -179,7 +188,7 @@ def test_cross_entropy_is_exact_where_it_is_tiny_or_huge_and_yields_no_subnormal
 
 def test_iteration_limit_is_kept_and_reported() -> None:
     x, y, classes = DATA["digits"]
-    fitted = fit_logreg(x, y, (1e4,), classes, max_iterations=3)
+    fitted = fit_logreg(x, y, (1.0,), classes, max_iterations=3)
     assert fitted.iterations.item() == 3
     assert not fitted.converged.item()
     assert math.isfinite(fitted.objective.item())
