@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to probe. load: gives it, frozen, on its device; what is stored already needs no model."""
+    """A model to probe. load: gives it, frozen, on its device; a teacher in a file is not read before."""
 
     name: str
     role: Role
@@ -70,8 +70,14 @@ def _frozen(name: str, role: Role, student: Student, device: str) -> Subject:
 
 
 def _teacher(config: TeacherConfig, dtype: torch.dtype, device: str) -> Subject:
-    load = cache(lambda: load_teacher(config, None, device, dtype))
-    sha256 = weights_sha256(config) or load().sha256
+    built = cache(lambda: load_teacher(config, None, device, dtype))
+    sha256 = weights_sha256(config) or built().sha256
+
+    def load() -> FeatureModel:
+        if built().sha256 != sha256:
+            raise UnicError(f"the weights of teacher {config.name} were replaced meanwhile; start again")
+        return built()
+
     return Subject(config.name, "teacher", sha256, resolve(config).image_size, device, load)
 
 
@@ -87,7 +93,8 @@ def features_of(config: RunConfig, root: str, subject: Subject, dataset: Sharded
     own, size, batch = (rank(), world_size()), subject.image_size, config.evaluation.batch
     batches = eval_batches(dataset, size, batch, config.data.workers, *own)
     first = own_batches(len(dataset), batch, *own).start * batch
-    return store.compute(key, labels, subject.load(), batches, subject.device, first=first)
+    model = together(subject.load)
+    return store.compute(key, labels, model, batches, subject.device, first=first)
 
 
 def devices() -> list[str]:

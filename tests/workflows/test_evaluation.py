@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from unic_core.config import RunConfig, load_config
 from unic_core.data.dataset import ShardedDataset
 from unic_core.data.prepare import prepare_dataset
-from unic_core.errors import OutageError
+from unic_core.errors import OutageError, UnicError
 from unic_core.evals.results import ResultRow
 from unic_core.export import save_student
 from unic_core.report import build_report
 from unic_core.storage import open_store
 from unic_core.student import Student
+from unic_core.teachers import resolve
+from unic_core.teachers.weights import fetch
 from workflows import evaluation, features, steps
 from workflows.evaluation import evaluate_group
 
@@ -64,6 +67,20 @@ def test_a_broken_set_fails_alone_and_a_repeat_computes_only_what_is_missing(
         tar.unlink()  # images are not needed any more: only features are read
     fresh, _ = evaluate()
     assert [row.top1 for row in fresh if row.dataset == "digits"] == [row.top1 for row in good]
+
+
+def test_replaced_weights_of_a_teacher_are_noticed(config: RunConfig, tmp_path: Path) -> None:
+    """Their features would be kept under the checksum of the old ones."""
+    source = fetch(resolve(config.teachers[0]).source)
+    weights = tmp_path / source.name
+    weights.write_bytes(source.read_bytes())
+    teacher = config.teachers[0].model_copy(update={"weights": str(weights)})
+    config = config.model_copy(update={"teachers": (teacher,)})
+    subject = next(load("cpu") for name, _, load in features.subjects(config, "") if name == "lite0")
+    state = torch.load(source, weights_only=True)
+    torch.save({key: value + 1 for key, value in state.items()}, weights)
+    with pytest.raises(UnicError, match="weights of teacher lite0 were replaced"):
+        subject.load()
 
 
 def test_a_set_named_by_its_uri_has_a_short_name(config: RunConfig, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ MEMORY = 20  # pairs of steps and gradient differences that are remembered
 
 
 class Pairs(NamedTuple):
-    """The last `MEMORY` steps with positive curvature, in a ring; a slot of zeros teaches nothing.
+    """The last `MEMORY` steps, in a ring; one without positive curvature is a slot of zeros, and teaches nothing.
 
     steps, changes (of the gradient) [P, MEMORY, K * (R + 1)]. written: so far.
     """
@@ -49,7 +49,8 @@ class InverseHessian:
     """The inverse Hessian of P values of C; `learn` writes into the tensors of the `pairs` it was made of.
 
     As in the paper, s is a step, y a change of the gradient and H the starting matrix: `_hy` [P, M, F] is H times every
-    change, and `_sy` and `_yhy` [P, M, M] float64 are the inner products <s, y> and <y, H y> of all pairs.
+    change, and `_sy` and `_yhy` [P, M, M] float64 are the inner products <s, y> and <y, H y>; those of `_sy` with an
+    older change are not kept up to date, nor needed.
     """
 
     def __init__(self, curvature: Curvature, pairs: Pairs) -> None:
@@ -60,7 +61,7 @@ class InverseHessian:
         self._yhy = (self._hy @ pairs.changes.mT).double()
 
     def learn(self, step: Tensor, change: Tensor) -> None:
-        """Remember a step and the change of the gradient, [P, K, R + 1], unless the curvature isn't positive."""
+        """Remember a step and the change of the gradient, [P, K, R + 1]; zeros where the curvature isn't positive."""
         keep = per_c(dot(step, change) > 0, step)
         step, change = keep * step, keep * change
         steps, changes, written = self.pairs

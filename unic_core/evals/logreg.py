@@ -5,8 +5,8 @@ a grid (always the softmax form; with two classes scikit-learn switches to the b
 What makes it fast:
 
 - The values of C form a path: each starts where a line through the last two solutions (in log C) leads, and with
-  what L-BFGS has learned of the Hessian at the last one. With few classes neighbors on the path share each matrix
-  product instead, and a C that has converged leaves the batch.
+  what L-BFGS has learned of the Hessian at the last one. Gaps of more than a power of ten are bridged. With few
+  classes neighbors on the path share each matrix product instead, and a C that has converged leaves the batch.
 - Features are rotated into the eigenbasis of their centered Gram matrix. There the Hessian is close to its diagonal
   but for the leading directions, where all classes are coupled: this approximation is computed now and then and is
   the starting matrix of L-BFGS. The penalty doesn't notice a rotation, so the optimum is the same. With fewer
@@ -35,10 +35,9 @@ from unic_core.evals.softmax import Design, cross_entropy, dot, per_c, thinned
 LOGITS = 2**26  # numbers per buffer of margins
 SAMPLE, LEAST = 2, 2048  # images per feature, and images, that the eigenbasis is taken from: it need not be exact
 NEAR = 1.01  # powers of ten between two C up to which the second begins with the pairs of the first
-FIRST = (
-    1e-3  # largest C that is solved from zeros: above it, where many weights fit the training images almost perfectly,
-)
-# a solver without a path can end at some that are far larger than those of the optimum, and fail on other images
+FIRST, STRIDE = 1e-3, 10.0  # largest C that is solved from zeros, and the longest way from one C to the next: where
+# many weights fit the training images almost perfectly, a solver that comes from afar ends at far too large ones
+NEARLY = 1 + 1e-6  # what rounding leaves of a power of ten
 GROUP = 10  # columns of weights that make a matrix product efficient: C are fitted side by side up to this number
 
 
@@ -76,7 +75,8 @@ def fit_logreg(
         x: features [n, D]. y: class numbers [n] int64 in [0, classes).
         c_values: inverse regularization strengths, in any order.
         max_iterations: of L-BFGS, per C.
-        start: weight [D, K] and bias [K] of a similar problem to start from; zeros otherwise.
+        start: weight [D, K] and bias [K] of a similar problem to start from. Without it a C above FIRST is reached
+            through smaller ones, whose iterations are not reported.
 
     Raises:
         UnicError: fewer than two classes, labels out of range, values that are not finite.
@@ -105,10 +105,11 @@ class PathSolver:
             raise UnicError("logistic regression needs at least one C, all of them positive")
         given = None if start is None else self._basis.enter(*start)
         rising = torch.tensor(c_values, dtype=torch.float64, device=self._design.z.device).sort()
-        if given is None and self._last is None:
-            for c in _before(float(rising.values[0])):
+        solutions = []
+        for group in _groups(rising.values.tolist(), self._together):
+            for c in [] if given is not None else self._path.way_to(group[0]):
                 self._solve(rising.values.new_tensor([c]), None)
-        solutions = [self._solve(c, given) for c in torch.split(rising.values, self._together)]
+            solutions.append(self._solve(rising.values.new_tensor(group), given))
         back = rising.indices.argsort()
         weight, bias = self._basis.leave(torch.cat([s.theta for s in solutions])[back])
         return LogisticRegression(
@@ -224,9 +225,15 @@ def _eigenbasis(x: Tensor) -> Eigenbasis:
 # ---------------------------------------------------------------- along the path of C
 
 
-def _before(c: float) -> list[float]:
-    """The powers of ten from FIRST on that lie below c: where a path to it begins."""
-    return [FIRST * 10**i for i in range(max(0, math.ceil(math.log10(c / FIRST) - 1e-9)))]
+def _groups(rising: Sequence[float], most: int) -> list[list[float]]:
+    """Neighboring C that are fitted side by side: `most` of them, and no further apart than one may come from."""
+    groups: list[list[float]] = []
+    for c in rising:
+        if groups and len(groups[-1]) < most and c <= NEARLY * STRIDE * groups[-1][0]:
+            groups[-1].append(c)
+        else:
+            groups.append([c])
+    return groups
 
 
 def _pairs(design: Design, c: Tensor, before: Tensor, pairs: Pairs) -> Pairs | None:
@@ -276,6 +283,16 @@ class _Path:
     def add(self, c: Tensor, theta: Tensor) -> None:
         """Remember the solutions theta [P, K, R + 1] at c [P]."""
         self._points.update(zip(c.log().tolist(), theta, strict=True))
+
+    def way_to(self, c: float) -> list[float]:
+        """The C to be solved before `c`, rising: none where a solution is near, or near enough to zeros."""
+        known = [math.exp(point) for point in self._points]
+        if any(max(c / k, k / c) <= NEARLY * STRIDE for k in known):
+            return []
+        way = [max([FIRST, *(STRIDE * k for k in known if k < c)])]
+        while STRIDE * way[-1] * NEARLY < c:
+            way.append(STRIDE * way[-1])
+        return way if way[-1] * NEARLY < c else []
 
     def guesses(self, c: Tensor) -> list[Tensor]:
         """Starting points [P, K, R + 1] for c [P]: the nearest solution, and the line through the nearest two."""

@@ -110,19 +110,22 @@ def test_result_does_not_depend_on_the_order_of_c_and_is_deterministic() -> None
 def test_a_c_that_has_converged_leaves_and_the_others_go_on() -> None:
     x, y, classes = DATA["digits"]
     together = fit_logreg(x, y, GRID, classes)
-    assert together.iterations[0] < together.iterations.max() / 4
+    assert together.iterations[0] < together.iterations.max() / 2
     for p, c in enumerate(GRID):
         alone = fit_logreg(x, y, (c,), classes)
         assert alone.objective.item() == pytest.approx(together.objective[p].item(), rel=CLOSE, abs=MEAN * c * len(x))
 
 
-def test_a_large_c_alone_ends_where_a_path_to_it_does() -> None:
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize("grid", [(1e6,), (1e-5, 1e6), (1e-5, 1e-2, 1e6)])
+def test_a_large_c_ends_at_the_same_weights_whatever_came_before(grid: tuple[float, ...], classes: int) -> None:
     """From zeros it would end at weights that fit the training images, and are many times as large."""
-    x, y, classes = DATA["digits"]
-    path = fit_logreg(x, y, (1e-5, 1e-3, 1e-1, 1e1, 1e3, 1e6), classes)
-    alone = fit_logreg(x, y, (1e6,), classes)
-    assert float(alone.weight.norm()) < 1.5 * float(path.weight[-1].norm())
-    assert alone.objective.item() < 2 * path.objective[-1].item()
+    x, y, _ = DATA["digits"]
+    x, y = x[y < classes], y[y < classes]
+    path = fit_logreg(x, y, [10.0**i for i in range(-5, 7)], classes)
+    other = fit_logreg(x, y, grid, classes)
+    assert float(other.weight[-1].norm()) < 1.2 * float(path.weight[-1].norm())
+    assert other.objective[-1].item() < 1.5 * path.objective[-1].item()
 
 
 def test_the_basis_of_all_images_serves_a_part_of_them() -> None:

