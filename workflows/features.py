@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to probe. load: gives it, frozen, on its device; a teacher in a file is not read before."""
+    """A model to probe. load: gives it, frozen, on its device; a teacher in a file is not built before."""
 
     name: str
     role: Role
