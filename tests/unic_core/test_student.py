@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from unic_core.config import StudentConfig
 from unic_core.draw import Draw
 from unic_core.errors import UnicError
-from unic_core.student import SampleDropPath, Student, resize_position_embedding
+from unic_core.student import SampleDropPath, Student
 
 VIT = "vit_base_patch16_224"
 SMALL: dict[str, Any] = {"model": VIT, "image_size": 32, "patch_size": 8, "width": 32, "depth": 3, "heads": 2}
@@ -201,17 +201,6 @@ def test_offset_and_timm_agree_at_the_native_size_only() -> None:
     assert (offset.features(larger).patch - plain.features(larger).patch).abs().max() > 1e-3
     reference = plain.to_timm()((larger - plain.mean) / plain.std)
     torch.testing.assert_close(plain.features(larger).cls, reference)
-
-
-def test_offset_keeps_prefix_table_type_and_gradient() -> None:
-    table = torch.randn(1, 2 + 9, 8, dtype=torch.bfloat16, requires_grad=True)
-    assert resize_position_embedding(table, (3, 3), (3, 3), 2) is table
-    resized = resize_position_embedding(table, (3, 3), (5, 4), 2)
-    assert resized.shape == (1, 22, 8)
-    assert resized.dtype == torch.bfloat16
-    assert torch.equal(resized[:, :2], table[:, :2])
-    torch.autograd.backward(resized.sum())
-    assert table.grad is not None
 
 
 def test_offset_without_embedded_class_and_in_a_copy() -> None:

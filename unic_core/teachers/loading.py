@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unic_core.backbone import known_arguments, resize_position_embedding, use_offset
 from unic_core.config import TeacherConfig
 from unic_core.errors import UnicError
-from unic_core.student import known_arguments, resize_position_embedding, use_offset
 from unic_core.teachers.converters import check_fit, convert
 from unic_core.teachers.folding import fold_batch_norms
 from unic_core.teachers.hub import check_hub, create_pretrained, hosted

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unic_core.backbone import token_stride
 from unic_core.errors import UnicError
-from unic_core.student import token_stride
 from unic_core.teachers.registry import PatchSource, TeacherSpec
 from unic_core.tokens import TokenKind
 
